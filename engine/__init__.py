@@ -1,0 +1,82 @@
+"""Outbound mail delivery on Trio: every recipient gets an honest answer.
+
+The public names; each is imported when it is first used, so that `python -m engine --help` need
+not wait for Trio.  What is not listed here is not promised to stay.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from engine import errors as errors
+    from engine.content import from_file as from_file
+    from engine.content import from_octets as from_octets
+    from engine.content import from_text as from_text
+    from engine.engine import Engine as Engine
+    from engine.message import Message as Message
+    from engine.message import Recipient as Recipient
+    from engine.outcome import Cause as Cause
+    from engine.outcome import Features as Features
+    from engine.outcome import Outcome as Outcome
+    from engine.outcome import Peer as Peer
+    from engine.outcome import Scope as Scope
+    from engine.outcome import Status as Status
+    from engine.outcome import Timings as Timings
+    from engine.outcome import Tried as Tried
+    from engine.paths import PathRule as PathRule
+    from engine.paths import SettingsTable as SettingsTable
+    from engine.settings import Settings as Settings
+    from engine.smtp.stages import Stage as Stage
+
+    __version__: str
+
+#: Where each public name is defined.
+_HOMES: Final = {
+    "Engine": "engine.engine",
+    "Message": "engine.message",
+    "Recipient": "engine.message",
+    "Outcome": "engine.outcome",
+    "Status": "engine.outcome",
+    "Scope": "engine.outcome",
+    "Cause": "engine.outcome",
+    "Features": "engine.outcome",
+    "Peer": "engine.outcome",
+    "Timings": "engine.outcome",
+    "Tried": "engine.outcome",
+    "Stage": "engine.smtp.stages",
+    "Settings": "engine.settings",
+    "SettingsTable": "engine.paths",
+    "PathRule": "engine.paths",
+    "from_octets": "engine.content",
+    "from_text": "engine.content",
+    "from_file": "engine.content",
+}
+
+__all__ = [  # noqa: PLE0604 - the names come from the table above
+    *_HOMES,
+    "__version__",
+    "errors",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for (PEP 562)."""
+    from importlib import import_module, metadata
+
+    value: object
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    elif name == "errors":
+        value = import_module("engine.errors")
+    elif name == "__version__":
+        value = metadata.version("delivery-engine")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Found at once from now on.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,206 @@
+"""One delivery attempt: a message, its recipients at one site, and how far each has got.
+
+Decides without waiting.  The pool hands an attempt to whichever connection suits it; the attempt
+remembers what every host made of every recipient, and settles each of them exactly once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from engine.delivery.verdict import Verdict, ours
+from engine.outcome import NO_FEATURES, Cause, Outcome, Status, Timings, Tried
+from engine.smtp.stages import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from engine.delivery.walk import Walk
+    from engine.message import Message, Recipient
+    from engine.outcome import Features, Peer
+    from engine.route import Candidate
+
+
+class Attempt:
+    """One message on its way to one site.
+
+    Attributes:
+        message: What is delivered.
+        recipients: Whom of the message this attempt is for.
+        waiting: Places in `recipients` that have no outcome yet.
+        walk: Where it stands among the hosts; made when it first needs a connection of its own.
+        lockstep: A host got confused by pipelining; it is asked again one command at a time.
+        redo: A candidate to ask again on a new connection, before the walk goes on; costs nothing.
+        had_stale_connection: A reused connection turned out to be dead before anything was
+            answered; that happens once at the attempt's cost of nothing.
+    """
+
+    __slots__ = (
+        "_asked_here",
+        "_last",
+        "_route_seconds",
+        "_settle",
+        "_submitted_at",
+        "had_stale_connection",
+        "lockstep",
+        "message",
+        "recipients",
+        "redo",
+        "waiting",
+        "walk",
+    )
+
+    def __init__(
+        self,
+        message: Message,
+        recipients: Sequence[Recipient],
+        settle: Callable[[Outcome], None],
+        *,
+        submitted_at: float,
+        route_seconds: float = 0.0,
+    ) -> None:
+        """Begin.
+
+        Args:
+            message: What to deliver.
+            recipients: Whom to; all are reached through one site.
+            settle: Takes each recipient's outcome; must not wait.
+            submitted_at: When the message was submitted, by Trio's clock.
+            route_seconds: How long finding the route took.
+        """
+        self.message = message
+        self.recipients = recipients
+        self.waiting: list[int] = list(range(len(recipients)))
+        self.walk: Walk | None = None
+        self.lockstep = False
+        self.redo: Candidate | None = None
+        self.had_stale_connection = False
+        self._settle = settle
+        self._submitted_at = submitted_at
+        self._route_seconds = route_seconds
+        self._asked_here: set[int] = set()
+        # What the hosts so far made of a recipient, last one last.
+        self._last: dict[int, list[_Report]] = {}
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every recipient has its outcome."""
+        return not self.waiting
+
+    @property
+    def unasked(self) -> list[int]:
+        """Places of those the present host has not decided on."""
+        if not self._asked_here:
+            return self.waiting
+        return [index for index in self.waiting if index not in self._asked_here]
+
+    def arrive(self) -> None:
+        """Begin with another host: everybody still waiting is to be asked there."""
+        self._asked_here.clear()
+
+    def report(
+        self,
+        index: int,
+        verdict: Verdict,
+        now: float,
+        *,
+        peer: Peer | None = None,
+        features: Features = NO_FEATURES,
+        transaction: int | None = None,
+        timings: Timings | None = None,
+        transcript: tuple[str, ...] | None = None,
+    ) -> None:
+        """Take a host's verdict on one recipient: settle it, or remember it for the next host."""
+        made = timings or Timings()
+        recipient = self.recipients[index]
+        outcome = Outcome(
+            message=self.message.id,
+            recipient=recipient.address,
+            status=verdict.status,
+            scope=verdict.scope,
+            stage=verdict.stage,
+            cause=verdict.cause,
+            reply=verdict.reply,
+            enhanced=verdict.enhanced,
+            text=verdict.text,
+            peer=peer,
+            transaction=transaction,
+            features=features,
+            timings=Timings(
+                self._route_seconds,
+                made.connect,
+                made.tls,
+                made.hello,
+                made.transaction,
+                now - self._submitted_at,
+            ),
+            attempts=self._tried(index),
+            transcript=transcript,
+        )
+        if verdict.may_go_on:
+            self._asked_here.add(index)
+            self._last.setdefault(index, []).append((outcome, verdict.is_here_only))
+        else:
+            self.waiting.remove(index)
+            self._settle(outcome)
+
+    def report_all(self, verdict: Verdict, now: float, *, peer: Peer | None = None) -> None:
+        """Take one verdict for everybody the present host has not decided on."""
+        for index in list(self.unasked):
+            self.report(index, verdict, now, peer=peer)
+
+    def give_up(self, now: float) -> None:
+        """Settle everybody who is left: there is no host to go on to."""
+        for index in self.waiting:
+            reports = self._last.get(index)
+            if reports is None:
+                verdict = ours(Status.DEFERRED, Cause.CONFIG, Stage.ROUTE, "no host could be tried")
+                self._asked_here.clear()
+                self._settle(self._unreported(index, verdict, now))
+                continue
+            outcome, _ = reports[-1]
+            if outcome.status is Status.FAILED and not all(here_only for _, here_only in reports):
+                # Some host was merely out of reach; it may take the message another time.
+                outcome = replace(outcome, status=Status.DEFERRED)
+            self._settle(outcome)
+        self.waiting = []
+
+    def end(self, verdict: Verdict, now: float) -> None:
+        """Settle everybody who is left with a verdict of our own: cancelled, or a bug."""
+        for index in self.waiting:
+            self._settle(self._unreported(index, verdict, now))
+        self.waiting = []
+
+    def _unreported(self, index: int, verdict: Verdict, now: float) -> Outcome:
+        return Outcome(
+            message=self.message.id,
+            recipient=self.recipients[index].address,
+            status=verdict.status,
+            scope=verdict.scope,
+            stage=verdict.stage,
+            cause=verdict.cause,
+            enhanced=verdict.enhanced,
+            text=verdict.text,
+            timings=Timings(route=self._route_seconds, total=now - self._submitted_at),
+            attempts=self._tried(index),
+        )
+
+    def _tried(self, index: int) -> tuple[Tried, ...]:
+        reports = self._last.get(index)
+        return tuple([_as_tried(outcome) for outcome, _ in reports]) if reports else ()
+
+
+_Report = tuple[Outcome, bool]
+
+
+def _as_tried(outcome: Outcome) -> Tried:
+    peer = outcome.peer
+    return Tried(
+        peer.host if peer else "",
+        peer.address if peer else None,
+        peer.port if peer else None,
+        outcome.stage,
+        outcome.cause,
+        outcome.text,
+    )

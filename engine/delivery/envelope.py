@@ -1,0 +1,150 @@
+"""Turn a message and what a host offers into the commands of one mail transaction.  Knows no I/O."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from engine.delivery.verdict import unsupported
+from engine.outcome import Scope
+from engine.smtp.command import mail, rcpt
+from engine.smtp.stages import Stage
+from engine.smtp.status import EnhancedStatusCode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine.delivery.verdict import Verdict
+    from engine.message import Message, Recipient
+    from engine.outcome import Peer
+    from engine.smtp.address import Mailbox
+    from engine.smtp.capabilities import Capabilities
+    from engine.smtp.command import Command
+
+_TOO_LARGE: Final = EnhancedStatusCode(5, 3, 4)
+_NOT_CONVERTIBLE: Final = EnhancedStatusCode(5, 6, 3)
+_NO_SMTPUTF8: Final = EnhancedStatusCode(5, 6, 7)
+_NO_REQUIRETLS: Final = EnhancedStatusCode(5, 7, 30)
+
+# RFC 3461 §4: xtext is printable US-ASCII but "+" and "="; all else is "+" and two hex digits.
+_NOT_XTEXT: Final = re.compile(rb"[^!-*,-<>-~]")
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """The commands that open one mail transaction.
+
+    Attributes:
+        mail: MAIL with its parameters.
+        rcpts: One RCPT a recipient, in order.
+    """
+
+    mail: Command
+    rcpts: tuple[Command, ...]
+
+
+def refuse(message: Message, offered: Capabilities, peer: Peer) -> Verdict | None:
+    """Return why this host cannot take the message as it is, or `None` when it can.
+
+    Asked before MAIL: a host that would have to refuse is not asked at all.
+    """
+    facts = message.content.facts
+    if message.require_tls:
+        # RFC 8689 §4.2.1 needs TLS that was verified; no connection has that yet.
+        problem = "REQUIRETLS is asked for and not to be had"
+        return unsupported(Stage.MAIL, Scope.HOST, _NO_REQUIRETLS, problem, peer)
+    if offered.size and facts.octets > offered.size:
+        problem = f"content of {facts.octets} octets is over the host's limit of {offered.size}"
+        return unsupported(Stage.MAIL, Scope.MESSAGE, _TOO_LARGE, problem, peer)
+    if not offered.smtputf8 and _needs_smtputf8(message):
+        problem = "SMTPUTF8 is required but not offered"
+        return unsupported(Stage.MAIL, Scope.HOST, _NO_SMTPUTF8, problem, peer)
+    if facts.is_8bit and not offered.eight_bit_mime:
+        problem = "content is 8-bit and 8BITMIME is not offered"
+        return unsupported(Stage.MAIL, Scope.MESSAGE, _NOT_CONVERTIBLE, problem, peer)
+    return None
+
+
+def build(
+    message: Message, recipients: Sequence[Recipient], offered: Capabilities, size_addition: int
+) -> Envelope:
+    """Make the commands of a transaction for some of a message's recipients.
+
+    Args:
+        message: Its reverse-path, content facts and report wishes are used.
+        recipients: Whom this transaction is for.
+        offered: What the host offers; parameters it does not know are never sent.
+        size_addition: Octets added to the SIZE estimate for what is yet to be added to the
+            content on its way; negative sends no SIZE at all.
+    """
+    as_utf8 = offered.smtputf8 and (
+        _needs_smtputf8(message) or message.content.facts.has_utf8_header
+    )
+    parameters = _mail_parameters(message, offered, size_addition, as_utf8=as_utf8)
+    path = b"" if message.reverse_path is None else _path(message.reverse_path, as_utf8=as_utf8)
+    if not offered.dsn:
+        rcpts = tuple([rcpt(_path(to.mailbox, as_utf8=as_utf8)) for to in recipients])
+    else:
+        rcpts = tuple(
+            [rcpt(_path(to.mailbox, as_utf8=as_utf8), _rcpt_parameters(to)) for to in recipients]
+        )
+    return Envelope(mail(path, parameters), rcpts)
+
+
+def _mail_parameters(
+    message: Message, offered: Capabilities, size_addition: int, *, as_utf8: bool
+) -> list[bytes]:
+    facts = message.content.facts
+    parameters = []
+    if offered.size is not None and size_addition >= 0:
+        # RFC 1870 §5.  The addition is a guess; it must not talk the host out of what fits.
+        size = facts.octets + size_addition
+        if offered.size:
+            size = min(size, max(facts.octets, offered.size))
+        parameters.append(b"SIZE=%d" % size)
+    if facts.is_8bit and offered.eight_bit_mime:
+        parameters.append(b"BODY=8BITMIME")  # RFC 6152 §3
+    if as_utf8:
+        parameters.append(b"SMTPUTF8")  # RFC 6531 §3.4
+    if offered.dsn:
+        if message.ret is not None:
+            parameters.append(b"RET=" + message.ret.upper().encode())
+        if message.envid is not None:
+            parameters.append(b"ENVID=" + _xtext(message.envid))
+    return parameters
+
+
+def _rcpt_parameters(recipient: Recipient) -> list[bytes]:
+    parameters = []
+    if recipient.notify:
+        # RFC 3461 §4.1 gives no order; the reference client's is kept.
+        wishes = [w for w in ("never", "success", "failure", "delay") if w in recipient.notify]
+        parameters.append(b"NOTIFY=" + ",".join(wishes).upper().encode())
+    if recipient.orcpt is not None:
+        kind, _, address = recipient.orcpt.partition(";")
+        parameters.append(b"ORCPT=%b;%b" % (kind.encode(), _xtext(address)))
+    return parameters
+
+
+def _needs_smtputf8(message: Message) -> bool:
+    """Whether no spelling of the message does without SMTPUTF8 (RFC 6531 §3.2)."""
+    if message.smtputf8:
+        return True
+    path = message.reverse_path
+    if path is not None and path.needs_smtputf8 and path.ascii_octets() is None:
+        return True
+    return any(
+        to.mailbox.needs_smtputf8 and to.mailbox.ascii_octets() is None for to in message.recipients
+    )
+
+
+def _path(mailbox: Mailbox, *, as_utf8: bool) -> bytes:
+    if as_utf8 or not mailbox.needs_smtputf8:
+        return mailbox.octets
+    # Only the domain is not ASCII: its A-labels say the same (RFC 5890 §2.3.2.1).
+    return mailbox.ascii_octets() or mailbox.octets
+
+
+def _xtext(text: str) -> bytes:
+    return _NOT_XTEXT.sub(lambda match: b"+%02X" % match[0][0], text.encode())

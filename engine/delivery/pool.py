@@ -1,0 +1,378 @@
+"""One site, one egress source: the mail that waits for it and the delivery tasks that carry it.
+
+The pool decides; its tasks wait.  All decisions stand in plain functions that await nothing:
+`put`, `take`, `put_back` and `_grow`.  A task owns one connection at a time.
+
+How many connections: one at once; a further one for every `_BACKLOG_PER_CONNECTION` attempts that
+wait, and one whenever something has waited for `_PATIENCE` seconds; never more than
+`max_connections`.  A few messages share a connection (its set-up costs more than they do), many
+spread quickly, and a slow or silent host delays nobody who could have a connection of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from engine.delivery.shared import Path
+from engine.delivery.task import DeliveryTask
+from engine.delivery.verdict import Verdict, ours
+from engine.delivery.walk import Walk
+from engine.outcome import Cause, Status
+from engine.report.events import SiteClosed, SiteOpened
+from engine.report.statistics import SiteStatistics
+from engine.smtp.stages import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine.delivery.attempt import Attempt
+    from engine.delivery.session import Session
+    from engine.delivery.shared import Shared
+    from engine.outcome import Outcome
+    from engine.route import Candidate, Route
+
+_log = logging.getLogger("engine.delivery")
+
+#: Attempts waiting for each connection before another is opened for them.
+_BACKLOG_PER_CONNECTION: Final = 8
+#: Seconds an attempt waits for an open connection to come free before it gets a new one.
+_PATIENCE: Final = 1.0
+#: Attempts that a connection takes past one that needs another host, when no seat is free for it.
+_TURNS: Final = 20
+#: Seconds a host that could not be connected to is left alone.
+_REST: Final = 15.0
+#: Seconds a pool without mail and connections is kept.
+_LINGER: Final = 30.0
+
+
+class _Waiter:
+    """A task with an open connection and nothing to carry."""
+
+    __slots__ = ("attempt", "candidate", "woken")
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+        self.attempt: Attempt | None = None
+        self.woken = trio.Event()
+
+
+class SitePool:
+    """The delivery tasks of one site, in a nursery of their own.
+
+    Attributes:
+        site: The site's name.
+        route: The newest route to it.
+    """
+
+    def __init__(
+        self, shared: Shared, site: str, route: Route, rules: tuple[int, ...], domain: str
+    ) -> None:
+        """Make a pool; it works once `run` runs.
+
+        Args:
+            shared: The engine's parts.
+            site: The site's name.
+            route: The route to it.
+            rules: The rules for paths that hold for the site and its domains.
+            domain: One of the domains; all of a pool's match the same rules.
+        """
+        self.shared = shared
+        self.site = site
+        self.route = route
+        self.settings = shared.table.settings(rules)
+        self._domain = domain
+        self._fresh: deque[Attempt] = deque()  # asked nobody yet
+        self._moved: deque[Attempt] = deque()  # on their way to another host or connection
+        self._idle: list[_Waiter] = []
+        self._resting: dict[Candidate, tuple[float, Verdict]] = {}
+        self._paths: dict[Candidate, Path] = {}
+        self._best: tuple[Route, int] | None = None
+        self._connections = 0
+        self._turns = 0
+        self._sessions: set[Session] = set()
+        self._nursery: trio.Nursery | None = None
+        self._is_patient = False
+        self._is_draining = False
+        self._quiet = trio.Event()
+        self._tally = dict.fromkeys(Status, 0)
+
+    # -- for the engine ---------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """How many attempts no task has taken."""
+        return len(self._fresh) + len(self._moved)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything waits, or any connection is open or being opened."""
+        return bool(self._connections or self._fresh or self._moved)
+
+    def statistics(self) -> SiteStatistics:
+        """Return the numbers of this moment."""
+        return SiteStatistics(
+            site=self.site,
+            waiting=self.waiting,
+            connections=self._connections,
+            idle=len(self._idle),
+            delivered=self._tally[Status.DELIVERED],
+            deferred=self._tally[Status.DEFERRED],
+            failed=self._tally[Status.FAILED],
+            unknown=self._tally[Status.UNKNOWN],
+        )
+
+    def settle(self, outcome: Outcome) -> None:
+        """Take the outcome of a recipient of this site."""
+        self._tally[outcome.status] += 1
+        self.shared.settle(outcome)
+
+    def put(self, attempt: Attempt) -> None:
+        """Take an attempt for delivery; it is settled whatever happens from here on."""
+        for waiter in self._idle:
+            if self._is_first_choice(waiter.candidate):
+                self._hand_over(waiter, attempt)
+                return
+        self._fresh.append(attempt)
+        self._grow()
+
+    def drain(self) -> None:
+        """Take leave of idle connections at once, now and from now on."""
+        self._is_draining = True
+        for waiter in self._idle:
+            waiter.woken.set()
+        self._quiet.set()
+
+    async def run(self, on_closed: Callable[[SitePool], None]) -> None:
+        """Run until there has been nothing to do for a while; then tell, and end.
+
+        Cancelled, every attempt is settled: as `deferred`, cause `cancelled`, unless its content
+        has left, which is waited for during `Shared.grace` seconds and `unknown` after that.
+        """
+        self._publish(SiteOpened)
+        try:
+            async with trio.open_nursery() as self._nursery:
+                try:
+                    self._grow()
+                    await self._wait_quiet()
+                    on_closed(self)
+                    self._nursery.cancel_scope.cancel()  # patience alone may be left
+                finally:
+                    for session in self._sessions:
+                        session.hurry(self.shared.grace)
+        finally:
+            self._nursery = None
+            cancelled = ours(
+                Status.DEFERRED, Cause.CANCELLED, Stage.CONNECT, "the engine was stopped first"
+            )
+            for attempt in (*self._fresh, *self._moved):
+                attempt.end(cancelled, trio.current_time())
+            self._fresh.clear()
+            self._moved.clear()
+            self._publish(SiteClosed)
+
+    async def _wait_quiet(self) -> None:
+        while True:
+            while self.is_busy:
+                self._quiet = trio.Event()
+                await self._quiet.wait()
+            if not self._is_draining:
+                self._quiet = trio.Event()
+                with trio.move_on_after(_LINGER):
+                    await self._quiet.wait()
+            if not self.is_busy:
+                return
+
+    # -- for the delivery tasks -------------------------------------------------------------
+
+    def take(self, candidate: Candidate) -> Attempt | None:
+        """Return the next attempt for a task that is connected to this candidate."""
+        if self._moved:
+            for attempt in self._moved:
+                if attempt.redo is None and attempt.walk and attempt.walk.accepts(candidate):
+                    self._moved.remove(attempt)
+                    attempt.walk.take(candidate)
+                    return attempt
+            if self._connections >= self.settings.max_connections:
+                # Somebody needs another host and all seats are taken: pass them by a few times,
+                # then give this seat up.
+                self._turns += 1
+                if self._turns > _TURNS:
+                    self._turns = 0
+                    return None
+        if self._fresh and self._is_first_choice(candidate):
+            return self._fresh.popleft()
+        return None
+
+    def take_any(self) -> Attempt | None:
+        """Return the next attempt for a task that will connect to wherever it needs to go."""
+        if self._moved:
+            return self._moved.popleft()
+        return self._fresh.popleft() if self._fresh else None
+
+    def put_back(self, attempt: Attempt, candidate: Candidate) -> None:
+        """Take back an attempt that is not done at this candidate.
+
+        It needs another connection, or another host; where there is none left it is settled.
+        """
+        if attempt.redo is None:
+            walk = self.walk_of(attempt)
+            if walk.accepts(candidate):
+                walk.take(candidate)  # it came here on somebody else's connection
+            if walk.peek() is None:
+                attempt.give_up(trio.current_time())
+                return
+        self._moved.append(attempt)
+        self._grow()
+
+    async def wait_for_work(
+        self, session: Session, candidate: Candidate, seconds: float
+    ) -> Attempt | None:
+        """Keep a connection idle until it is given work, is lost, or the time is over."""
+        if self._is_draining:
+            return None
+        waiter = _Waiter(candidate)
+        self._idle.append(waiter)
+        session.when_over = waiter.woken.set
+        taken = None
+        try:
+            with trio.move_on_after(seconds):
+                await waiter.woken.wait()
+            if session.is_ready:
+                taken = waiter.attempt
+        finally:
+            session.when_over = None
+            if waiter in self._idle:
+                self._idle.remove(waiter)
+            if waiter.attempt is not None and taken is None:
+                # The connection went in the moment it was given work: that costs no attempt.
+                self._fresh.appendleft(waiter.attempt)
+                self._grow()
+        return taken
+
+    def walk_of(self, attempt: Attempt) -> Walk:
+        """Return where an attempt stands among the hosts; it begins with the newest route."""
+        if attempt.walk is None:
+            settings = self.settings
+            candidates = self.shared.plan(self.route, settings.address_family, self.shared.rng)
+            attempt.walk = Walk(
+                candidates,
+                self.route.failures,
+                limit=settings.max_hosts_tried,
+                hard_limit=settings.max_hosts_tried_hard,
+            )
+        return attempt.walk
+
+    def resting(self, candidate: Candidate) -> Verdict | None:
+        """Return what a host did lately that it is left alone for, `None` when it is not."""
+        known = self._resting.get(candidate)
+        if known is None:
+            return None
+        if known[0] <= trio.current_time():
+            del self._resting[candidate]
+            self._best = None
+            return None
+        return known[1]
+
+    def rest(self, candidate: Candidate, verdict: Verdict) -> None:
+        """Leave a host alone for a while that could not be connected to."""
+        self._resting[candidate] = (trio.current_time() + _REST, verdict)
+        self._best = None
+
+    def path_to(self, candidate: Candidate) -> Path:
+        """Return the settings that hold towards a candidate."""
+        path = self._paths.get(candidate)
+        if path is None:
+            table = self.shared.table
+            rules = table.matching(
+                domain=self._domain,
+                site=self.site,
+                host=candidate.host,
+                address=candidate.address,
+            )
+            path = self._paths[candidate] = Path.of(table.settings(rules))
+        return path
+
+    def joined(self, session: Session) -> None:
+        """Account for a session that was opened."""
+        self._sessions.add(session)
+
+    def left(self, session: Session) -> None:
+        """Account for a session that is closed."""
+        self._sessions.discard(session)
+
+    # -- decisions --------------------------------------------------------------------------
+
+    def _hand_over(self, waiter: _Waiter, attempt: Attempt) -> None:
+        self._idle.remove(waiter)
+        waiter.attempt = attempt
+        waiter.woken.set()
+
+    def _is_first_choice(self, candidate: Candidate) -> bool:
+        """Whether a message that has asked nobody may begin with this candidate."""
+        if self._best is None or self._best[0] is not self.route:
+            usable = [c.preference for c in self.route.candidates if self.resting(c) is None]
+            self._best = (self.route, min(usable, default=-1))
+        return candidate.preference == self._best[1]
+
+    def _grow(self) -> None:
+        """Start the tasks that the backlog calls for."""
+        if self._nursery is None:
+            return
+        free = self.settings.max_connections - self._connections
+        wanted = 0
+        if free > 0 and self.waiting:
+            if self._connections == 0 or self._moved:
+                wanted = max(1, min(len(self._moved), self.waiting))
+            wanted = max(wanted, 1 + self.waiting // _BACKLOG_PER_CONNECTION - self._connections)
+        for _ in range(min(free, wanted)):
+            attempt = self.take_any()
+            if attempt is None:
+                break
+            self._start(attempt)
+        if self.waiting and not self._is_patient and free > 0:
+            self._is_patient = True
+            self._nursery.start_soon(self._be_patient, name=f"patience {self.site}")
+
+    def _start(self, attempt: Attempt) -> None:
+        assert self._nursery is not None
+        self._connections += 1
+        self._nursery.start_soon(self._deliver, attempt, name=f"delivery {self.site}")
+
+    async def _be_patient(self) -> None:
+        """Give what has waited too long a connection of its own."""
+        try:
+            while self.waiting and self._connections < self.settings.max_connections:
+                head = (self._moved or self._fresh)[0]
+                await trio.sleep(_PATIENCE)
+                if (
+                    self._connections < self.settings.max_connections
+                    and self.waiting
+                    and (self._moved or self._fresh)[0] is head
+                    and (attempt := self.take_any()) is not None
+                ):
+                    self._start(attempt)
+        finally:
+            self._is_patient = False
+
+    async def _deliver(self, attempt: Attempt) -> None:
+        """Run one delivery task; the bulkhead between a bug in it and the rest."""
+        task = DeliveryTask(self)
+        try:
+            await task.run(attempt)
+        except Exception:
+            _log.exception("delivery to %s failed by a bug of ours; mail is deferred", self.site)
+            task.end(Cause.INTERNAL, "internal error; see the log")
+        finally:
+            task.end(Cause.CANCELLED, "the engine was stopped first")
+            self._connections -= 1
+            if not self.is_busy:
+                self._quiet.set()
+        self._grow()
+
+    def _publish(self, event: type[SiteOpened] | type[SiteClosed]) -> None:
+        if self.shared.events.is_watched:
+            self.shared.events.publish(event(self.shared.clock(), self.site))

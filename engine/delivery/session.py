@@ -1,0 +1,476 @@
+"""One SMTP session over one byte stream: a conversation, a writer and a reader.
+
+The conversation (whoever holds the `Session`) decides.  It puts *windows*, runs of pipelined
+commands, on the commands channel, and each window leaves in one write; the writer task carries on
+where the kernel takes no more.  The reader parses what arrives, pairs each reply with the command it answers, and
+puts runs of them on the replies channel.  So a server that answers slowly cannot deadlock a long
+list of recipients, and a refusal is seen while content is still being written.
+
+Only the writer writes and only the reader reads.  The reader keeps the one deadline that a whole
+reply has, however it drips; the writer keeps the one for each block written.  What a peer may do
+raises in neither: it ends the session, and the conversation learns how from `SessionLost`.
+
+Both channels are bounded.  If the conversation is cancelled the stream is closed as it is: a
+content that was not written to its end stays unfinished, so the peer cannot have accepted it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+from engine.outcome import Cause
+from engine.smtp.command import Command, Kind
+from engine.smtp.connection import Answered, ClientConnection, Closed, Closing
+from engine.smtp.errors import RemoteProtocolError
+from engine.smtp.reply import show
+from engine.smtp.state import State
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+    from engine.net.stream import ByteStream
+    from engine.smtp.reply import Reply
+
+#: Windows that may wait for the writer, and runs of replies that may wait for the conversation.
+_CHANNEL_ITEMS: Final = 8
+#: What the kernel does not take at once goes out in blocks of this size, each with a deadline.
+_BLOCK_OCTETS: Final = 64 * 1024
+#: After a failed write the peer may have told why; its last words are awaited this many seconds.
+_LAST_WORDS: Final = 2.0
+
+Window = tuple[Command, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds to wait for each kind of reply, and for a block to be written."""
+
+    greeting: float = 300.0
+    command: float = 300.0
+    data: float = 300.0
+    final: float = 600.0
+    quit: float = 1.0
+
+    def of_kinds(self) -> Mapping[Kind, float]:
+        """Return the timeout of the reply to each kind of command."""
+        table = dict.fromkeys(Kind, self.command)
+        table[Kind.CONNECT] = self.greeting
+        table[Kind.CONTENT] = table[Kind.BDAT_LAST] = self.final
+        table[Kind.QUIT] = self.quit
+        return table
+
+
+class Scribe(Protocol):
+    """Keeps the dialogue, where somebody wants it."""
+
+    def sent(self, line: str) -> None:
+        """Note a command that is being written."""
+
+    def received(self, reply: Reply) -> None:
+        """Note a reply."""
+
+    def note(self, text: str) -> None:
+        """Note how the session was lost."""
+
+
+class SessionLost(Exception):  # noqa: N818 - an ending, not an error of ours
+    """The session is over and the reply that was waited for will not come.
+
+    Attributes:
+        cause: `timeout`, `closed`, `malformed-reply`, or `reply` for an unsolicited 421.
+        command: The oldest command without a reply, `None` when nothing was owed.
+        detail: More for a person: the operating system's words, or what was no reply.
+        reply: The unsolicited 421.
+    """
+
+    def __init__(
+        self, cause: Cause, command: Command | None, detail: str = "", reply: Reply | None = None
+    ) -> None:
+        super().__init__(cause, command, detail)
+        self.cause = cause
+        self.command = command
+        self.detail = detail
+        self.reply = reply
+
+
+class Session:
+    """The conversation's end of a session; one task at a time may use it.
+
+    Attributes:
+        loss: How the session ended, once it has.
+        contents_written: How many contents have left to their last octet, or may have.
+        content_octets: Octets of content written to the peer, as they go on the wire.
+        when_over: Called once when the session is lost; for whoever keeps it idle.
+    """
+
+    def __init__(
+        self,
+        stream: ByteStream,
+        timeouts: Timeouts,
+        *,
+        scribe: Scribe | None = None,
+        early: bool = False,
+    ) -> None:
+        self.loss: SessionLost | None = None
+        self.contents_written = 0
+        self.content_octets = 0
+        self.when_over: Callable[[], None] | None = None
+        self._stream = stream
+        self._scribe = scribe
+        self._connection = ClientConnection(early=early)
+        self._block_timeout = timeouts.data
+        self._timeout_of = timeouts.of_kinds()
+        self._windows_in, self._windows = trio.open_memory_channel[Window](_CHANNEL_ITEMS)
+        self._replies_in, self._replies = trio.open_memory_channel[list[Answered]](_CHANNEL_ITEMS)
+        self._is_writing = False  # the writer task has what the kernel would not take
+        self._unwritten: tuple[Window, bytes, int] = ((), b"", 0)
+        self._needed = trio.Event()
+        self._answers: deque[Answered] = deque()
+        self._due = math.inf  # when the oldest owed reply is late
+        self._reading = trio.CancelScope()
+        self._writing = trio.CancelScope()
+        self._write_error = ""
+        self._resumed = trio.Event()
+        self._scope: trio.CancelScope | None = None
+
+    # -- for the conversation ---------------------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a new transaction may begin now."""
+        return self.loss is None and self._connection.is_ready
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether commands can still be exchanged."""
+        return self.loss is None and not self._connection.is_spoiled
+
+    @property
+    def is_transaction_open(self) -> bool:
+        """Whether RSET is due before the next MAIL."""
+        return self._connection.is_transaction_open
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether replies wait to be taken."""
+        return bool(self._answers) or self._replies.statistics().current_buffer_used > 0
+
+    async def send(self, *window: Command) -> None:
+        """Put a window on the commands channel.
+
+        It is on its way to the kernel when this returns, unless the peer takes octets more slowly
+        than we make them; then this waits as long as the channel is full.  Never raises for what a
+        peer does: when the session is lost the window goes nowhere, and the next `reply()` tells.
+        """
+        if self.loss is not None or self._write_error:
+            return
+        if not self._is_writing:
+            # The channel is empty: what goes in comes out at once, without a task switch.
+            self._windows_in.send_nowait(window)
+            self._drain()
+            return
+        try:
+            await self._windows_in.send(window)
+        except trio.BrokenResourceError:
+            return
+
+    async def reply(self) -> Answered:
+        """Return the next reply with the command it answers.
+
+        Raises:
+            SessionLost: There will be none.
+        """
+        answers = self._answers
+        if not answers:
+            try:
+                answers.extend(await self._replies.receive())
+            except trio.EndOfChannel:
+                raise self.loss or SessionLost(Cause.CLOSED, None) from None
+        return answers.popleft()
+
+    async def exchange(self, *window: Command) -> list[Answered]:
+        """Send a window and return the replies to all of it, in order.
+
+        Raises:
+            SessionLost: Not all of them came.
+        """
+        await self.send(*window)
+        return [await self.reply() for _ in window]
+
+    def commit(self) -> None:
+        """Keep cancellation away while the fate of a content hangs on one reply.
+
+        Called before the last octet of a content is sent.  From there on the peer may accept, and
+        only its reply tells; so the session outlives a cancelled parent until that reply came or
+        its deadline passed.  That deadline (`Timeouts.final`, or what `hurry` left of it) is the
+        bound of this shield.
+        """
+        if self._scope is not None:
+            self._scope.shield = True
+
+    def release(self) -> None:
+        """End what `commit` began; a cancellation that waited arrives at the next checkpoint."""
+        if self._scope is not None:
+            self._scope.shield = False
+
+    def hurry(self, seconds: float) -> None:
+        """Give the reply that is waited for at most this many seconds from now."""
+        self._due = min(self._due, trio.current_time() + seconds)
+        self._watch_due()
+
+    def abandon(self) -> None:
+        """Give the session up from our side: nothing more is sent, only closing is left."""
+        self._connection.send_failed()
+
+    # -- the writer -------------------------------------------------------------------------
+    #
+    # Draining the commands channel is plain code: as long as the kernel takes all, whoever put a
+    # window in drains it on the spot.  The writer task takes over when the kernel would block.
+
+    def _drain(self) -> None:
+        """Write what waits in the commands channel, as one write; the rest is the writer's."""
+        window, parts = self._windows.receive_nowait(), list[bytes]()
+        connection = self._connection
+        was_owed = connection.owed
+        for command in window:
+            parts.append(connection.send(command))
+        if self._scribe is not None:
+            self._note(window)
+        if not was_owed:
+            self._arm()
+        octets = parts[0] if len(parts) == 1 else b"".join(parts)
+        try:
+            sent = self._stream.send_nowait(octets)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._write_failed(_reason(error) or "write failed")
+            return
+        if sent < len(octets):
+            self._is_writing = True
+            self._unwritten = (window, octets, sent)
+            self._needed.set()
+        else:
+            self._written(window)
+
+    async def _write(self) -> None:
+        with self._windows, self._writing:
+            while True:
+                await self._needed.wait()
+                self._needed = trio.Event()
+                try:
+                    await self._write_rest(*self._unwritten)
+                except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                    self._write_failed(_reason(error) or "write failed")
+                    return
+                except trio.TooSlowError:
+                    self._lose(Cause.TIMEOUT, "a block was not taken in time")
+                    return
+                self._is_writing = False
+                with suppress(trio.WouldBlock):
+                    while not self._is_writing and not self._write_error:
+                        self._drain()
+
+    async def _write_rest(self, window: Window, octets: bytes, sent: int) -> None:
+        rest = memoryview(octets)
+        try:
+            while sent < len(octets):
+                block = rest[sent : sent + _BLOCK_OCTETS]
+                with trio.fail_after(self._block_timeout):
+                    await self._stream.send_all(block)
+                sent += len(block)
+        finally:
+            if sent < len(octets):
+                # Of the block that failed all but its last octet may have left.
+                self._contents_left_before(window, sent + _BLOCK_OCTETS - 1)
+        self._written(window)
+
+    def _contents_left_before(self, window: Window, limit: int) -> None:
+        end = 0
+        for command in window:
+            end += len(command.octets)
+            if _ends_content(command) and end <= limit:
+                self.contents_written += 1
+
+    def _note(self, window: Window) -> None:
+        assert self._scribe is not None
+        for command in window:
+            if command.kind is Kind.CONTENT:
+                self._scribe.note(f"content, {len(command.octets)} octets")
+            else:
+                self._scribe.sent(command.text)
+
+    def _written(self, window: Window) -> None:
+        for command in window:
+            if command.kind in _CONTENT_KINDS:
+                self.content_octets += len(command.octets)
+            if _ends_content(command):
+                self.contents_written += 1
+                if self._connection.oldest_owed is command:
+                    # The reply to a content is waited for from its last octet on.
+                    self._arm()
+
+    def _write_failed(self, reason: str) -> None:
+        self._connection.send_failed()
+        self._write_error = reason
+        # A server that refuses and hangs up makes our write fail; its reply may lie unread.
+        self._due = min(self._due, trio.current_time() + _LAST_WORDS)
+        self._watch_due()
+
+    # -- the reader -------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        self._arm()
+        with self._replies_in:
+            while self.loss is None:
+                unpublished: list[Answered] = []
+                # One scope serves many reads: its deadline may come too early, never too late.
+                self._reading = trio.CancelScope(deadline=self._due)
+                with self._reading:
+                    unpublished = await self._read_and_publish()
+                if self._reading.cancelled_caught:
+                    if trio.current_time() >= self._due:
+                        self._late()
+                elif unpublished:
+                    await self._replies_in.send(unpublished)
+                elif self._connection.state is State.TLS:
+                    await self._resumed.wait()
+        self._writing.cancel()
+        if self.when_over is not None:
+            self.when_over()
+
+    async def _read_and_publish(self) -> list[Answered]:
+        """Read until the session is lost, TLS is due, or a run of replies finds no place."""
+        while True:
+            try:
+                octets = await self._stream.receive_some()
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                self._lose(Cause.CLOSED, self._write_error or _reason(error))
+                return []
+            self._connection.receive(octets)
+            answers = self._take_events()
+            if answers:
+                self._arm()
+                try:
+                    self._replies_in.send_nowait(answers)
+                except trio.WouldBlock:
+                    return answers
+            if self.loss is not None or self._connection.state is State.TLS:
+                return []
+
+    def _take_events(self) -> list[Answered]:
+        connection, answers = self._connection, list[Answered]()
+        asked = connection.oldest_owed
+        try:
+            while (event := connection.next_event()) is not None:
+                if type(event) is Answered:
+                    answers.append(event)
+                    if self._scribe is not None:
+                        self._scribe.received(event.reply)
+                    if event.is_early:
+                        self._writing.cancel()  # the content must not be finished
+                    asked = connection.oldest_owed
+                elif type(event) is Closing:
+                    if self._scribe is not None:
+                        self._scribe.received(event.reply)
+                    self._lose(Cause.REPLY, reply=event.reply)
+                    break
+                elif type(event) is Closed:
+                    self._lose(Cause.CLOSED, self._write_error)
+                    break
+        except RemoteProtocolError as error:
+            self._lose(Cause.MALFORMED_REPLY, show(error.octets), asked=asked)
+        return answers
+
+    # -- deadlines and endings --------------------------------------------------------------
+
+    def _arm(self) -> None:
+        """Start the clock of the reply whose turn has come."""
+        oldest = self._connection.oldest_owed
+        if self._write_error:
+            return
+        if oldest is None or (oldest.kind is Kind.CONTENT and self._connection.is_content_open):
+            self._due = math.inf
+        else:
+            self._due = trio.current_time() + self._timeout_of[oldest.kind]
+            self._watch_due()
+
+    def _watch_due(self) -> None:
+        if self._due < self._reading.deadline:
+            self._reading.deadline = self._due
+
+    def _late(self) -> None:
+        if self._write_error:
+            self._lose(Cause.CLOSED, self._write_error)
+        else:
+            self._lose(Cause.TIMEOUT)
+
+    def _lose(
+        self,
+        cause: Cause,
+        detail: str = "",
+        *,
+        reply: Reply | None = None,
+        asked: Command | None = None,
+    ) -> None:
+        self.loss = SessionLost(cause, asked or self._connection.oldest_owed, detail, reply)
+        self._connection.send_failed()
+        if self._scribe is not None:
+            self._scribe.note(_ENDINGS[cause])
+        self._reading.cancel()
+
+
+_ENDINGS: Final[Mapping[Cause, str]] = {
+    Cause.TIMEOUT: "no reply in time, connection given up",
+    Cause.CLOSED: "connection closed by the server",
+    Cause.MALFORMED_REPLY: "that was no reply, connection given up",
+    Cause.REPLY: "connection is being closed by the server",
+}
+
+
+_CONTENT_KINDS: Final = frozenset({Kind.CONTENT, Kind.BDAT, Kind.BDAT_LAST})
+
+
+def _ends_content(command: Command) -> bool:
+    kind = command.kind
+    return command.is_last and (kind is Kind.CONTENT or kind is Kind.BDAT_LAST)
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__
+    return (cause.strerror or "") if isinstance(cause, OSError) else ""
+
+
+@asynccontextmanager
+async def run_session(
+    stream: ByteStream,
+    timeouts: Timeouts,
+    *,
+    scribe: Scribe | None = None,
+    early: bool = False,
+) -> AsyncIterator[Session]:
+    """Run the writer and the reader of a session around the conversation in the block.
+
+    The stream is closed on leaving, on every path and at once: whoever wants to say QUIT does so
+    inside the block.  Exceptions of the block come out as they are.
+    """
+    session = Session(stream, timeouts, scribe=scribe, early=early)
+    failure: Exception | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            session._scope = nursery.cancel_scope  # noqa: SLF001
+            nursery.start_soon(session._write, name="session writer")  # noqa: SLF001
+            nursery.start_soon(session._read, name="session reader")  # noqa: SLF001
+            try:
+                yield session
+            except Exception as error:  # noqa: BLE001 - it goes on below, without a group around it
+                failure = error
+            nursery.cancel_scope.cancel()
+    finally:
+        stream.close()
+    if failure is not None:
+        raise failure

@@ -1,0 +1,110 @@
+"""What all pools of one engine share; made by the engine, owned by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from engine.delivery.session import Timeouts
+from engine.net.options import ConnectOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from random import Random
+
+    from engine.choices import AddressFamily
+    from engine.net.connector import ConnectorLike
+    from engine.outcome import Outcome
+    from engine.paths import SettingsTable
+    from engine.report.statistics import Recorder
+    from engine.report.stream import EventStream
+    from engine.report.transcript import Transcript
+    from engine.route import Candidate, Route
+    from engine.settings import Settings
+
+#: The ports that the protocols are known by (RFC 5321 §4.5.4.2, RFC 2033 §5, RFC 8314 §7.3).
+_PORTS: Final = {"smtp": 25, "lmtp": 24, "smtps": 465}
+
+
+class Shared:
+    """The engine's parts as the pools see them.
+
+    Attributes:
+        connector: Makes connections.
+        table: The settings of every path.
+        plan: Orders a route's candidates for one attempt, by address family policy.
+        events: Where events are published.
+        recorder: Counts.
+        settle: Takes the outcome of each recipient; never waits.
+        clock: Wall clock for events, seconds since the epoch.
+        rng: Shuffles equals.
+        grace: Seconds a cancelled engine still waits for the reply to a content that has left.
+        make_transcript: Makes the scribe of a session; `None` where no transcript is wanted.
+    """
+
+    def __init__(
+        self,
+        *,
+        connector: ConnectorLike,
+        table: SettingsTable,
+        plan: Callable[[Route, AddressFamily, Random], tuple[Candidate, ...]],
+        events: EventStream,
+        recorder: Recorder,
+        settle: Callable[[Outcome], None],
+        clock: Callable[[], float],
+        rng: Random,
+        grace: float,
+        make_transcript: Callable[[], Transcript] | None,
+    ) -> None:
+        self.connector = connector
+        self.table = table
+        self.plan = plan
+        self.events = events
+        self.recorder = recorder
+        self.settle = settle
+        self.clock = clock
+        self.rng = rng
+        self.grace = grace
+        self.make_transcript = make_transcript
+        self._connections = count(1)
+
+    def number_connection(self) -> int:
+        """Return the number of a connection that was just established, from 1."""
+        return next(self._connections)
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """The settings that hold towards one candidate, ready for use.
+
+    Attributes:
+        settings: All of them.
+        options: How to connect.
+        timeouts: How long to wait.
+    """
+
+    settings: Settings
+    options: ConnectOptions
+    timeouts: Timeouts
+
+    @classmethod
+    def of(cls, settings: Settings) -> Path:
+        """Read what the connector and a session need from the settings."""
+        return cls(
+            settings,
+            ConnectOptions(
+                port=settings.port if settings.port is not None else _PORTS[settings.protocol],
+                interface=settings.interface,
+                interface_strict=settings.interface_strict,
+                connect_timeout=settings.connect_timeout,
+                keepalive=settings.keepalive,
+            ),
+            Timeouts(
+                greeting=settings.greeting_timeout,
+                command=settings.command_timeout,
+                data=settings.data_timeout,
+                final=settings.final_timeout,
+                quit=settings.quit_timeout,
+            ),
+        )

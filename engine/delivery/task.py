@@ -1,0 +1,144 @@
+"""A per-host delivery task: walks from host to host for what its pool gives it.
+
+It holds one attempt at a time and opens one connection after another.  What happens on a connection
+is `engine.delivery.visit`'s.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from engine.delivery.verdict import Verdict, ours
+from engine.delivery.visit import Visit
+from engine.net.errors import ConnectFailed
+from engine.net.port import port_for
+from engine.outcome import Cause, Peer, Scope, Status
+from engine.report.events import ConnectionFailed
+from engine.route import HostFailure
+from engine.smtp.stages import Stage
+from engine.smtp.status import EnhancedStatusCode
+
+if TYPE_CHECKING:
+    from engine.delivery.attempt import Attempt
+    from engine.delivery.pool import SitePool
+    from engine.delivery.shared import Path
+    from engine.route import Candidate
+
+
+class DeliveryTask:
+    """One task of a pool.
+
+    Attributes:
+        attempt: What it carries now; whoever ends the task settles what is still in here.
+    """
+
+    def __init__(self, pool: SitePool) -> None:
+        self.attempt: Attempt | None = None
+        self._pool = pool
+        self._shared = pool.shared
+
+    def end(self, cause: Cause, text: str) -> None:
+        """Settle what the task still holds, when it ends otherwise than by having done its work."""
+        attempt, self.attempt = self.attempt, None
+        if attempt is not None:
+            attempt.end(ours(Status.DEFERRED, cause, Stage.CONNECT, text), trio.current_time())
+
+    async def run(self, attempt: Attempt) -> None:
+        """Carry an attempt, and after it whatever needs a connection of its own."""
+        self.attempt = attempt
+        while self.attempt is not None:
+            await self._try_next_host(self.attempt)
+            if self._is_free():
+                self.attempt = self._pool.take_any()
+
+    def _is_free(self) -> bool:
+        """Whether there is nothing left to do for the attempt in here, if it is still in here."""
+        return self.attempt is None or self.attempt.is_done
+
+    async def _try_next_host(self, attempt: Attempt) -> None:
+        pool, now = self._pool, trio.current_time()
+        step: Candidate | HostFailure | None = attempt.redo
+        if step is None:
+            walk = pool.walk_of(attempt)
+            step = walk.peek()
+            if step is None:
+                attempt.give_up(now)
+                return
+            walk.take(step)
+            attempt.arrive()
+        attempt.redo = None
+        if isinstance(step, HostFailure):
+            attempt.report_all(_unresolved(step), now, peer=Peer(step.host))
+            return
+        path = pool.path_to(step)
+        peer = Peer(step.host, step.address, port_for(step, path.options))
+        if (verdict := pool.resting(step)) is not None:
+            attempt.report_all(verdict, now, peer=peer)
+            return
+        await self._visit(step, path, peer)
+
+    async def _visit(self, candidate: Candidate, path: Path, peer: Peer) -> None:
+        pool, shared = self._pool, self._shared
+        try:
+            connection = await shared.connector.connect(candidate, path.options)
+        except ConnectFailed as failure:
+            self._not_connected(candidate, peer, failure)
+            return
+        shared.recorder.connection_opened()
+        try:
+            await Visit(pool, candidate, path, connection).run(self)
+        finally:
+            shared.recorder.connection_closed()
+
+    def _not_connected(self, candidate: Candidate, peer: Peer, failure: ConnectFailed) -> None:
+        pool, shared = self._pool, self._shared
+        verdict = _unconnected(failure)
+        shared.recorder.connection_failed()
+        if failure.scope is Scope.HOST:
+            pool.rest(candidate, verdict)
+        if shared.events.is_watched:
+            shared.events.publish(
+                ConnectionFailed(
+                    shared.clock(),
+                    pool.site,
+                    peer.host,
+                    peer.address,
+                    peer.port,
+                    failure.stage,
+                    failure.cause,
+                    failure.text,
+                )
+            )
+        if self.attempt is not None:
+            self.attempt.report_all(verdict, trio.current_time(), peer=peer)
+
+
+_NO_ANSWER = EnhancedStatusCode(4, 4, 1)
+_OUR_SIDE = EnhancedStatusCode(4, 3, 5)
+_NO_ADDRESS = EnhancedStatusCode(5, 4, 4)
+_DNS_TROUBLE = EnhancedStatusCode(4, 4, 3)
+
+
+def _unconnected(failure: ConnectFailed) -> Verdict:
+    enhanced = _NO_ANSWER if failure.scope is Scope.HOST else _OUR_SIDE
+    return Verdict(
+        Status.DEFERRED, failure.stage, failure.cause, failure.text, failure.scope, None, enhanced
+    )
+
+
+def _unresolved(failure: HostFailure) -> Verdict:
+    if failure.is_temporary:
+        status, enhanced = Status.DEFERRED, _DNS_TROUBLE
+    else:
+        status, enhanced = Status.FAILED, _NO_ADDRESS
+    return Verdict(
+        status,
+        Stage.ROUTE,
+        Cause.DNS,
+        failure.text,
+        Scope.HOST,
+        enhanced=enhanced,
+        is_here_only=not failure.is_temporary,
+    )

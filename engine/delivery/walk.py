@@ -1,0 +1,70 @@
+"""The walk over a route's hosts: who is tried next, and when it ends.  Knows no I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.route import Candidate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine.route import HostFailure
+
+
+class Walk:
+    """Where one message stands among the candidates of its route.
+
+    The rule is the reference client's: `limit` addresses are tried; from then on only the first
+    address of each further MX preference, so that a backup host is reached however many addresses
+    the best hosts have; `hard_limit` addresses in all.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        failures: Sequence[HostFailure] = (),
+        *,
+        limit: int,
+        hard_limit: int,
+    ) -> None:
+        """Begin a walk.
+
+        Args:
+            candidates: In the order to try them.
+            failures: Hosts without an address; each comes up when its preference does.
+            limit: `max_hosts_tried`, 0 for no limit.
+            hard_limit: `max_hosts_tried_hard`, 0 for no limit.
+        """
+        # sorted() is stable: the order among equals stays, and failures come behind their equals.
+        steps: list[Candidate | HostFailure] = [*candidates, *failures]
+        self._steps = sorted(steps, key=lambda step: step.preference)
+        self._limit = limit or len(self._steps)
+        self._hard_limit = hard_limit or len(self._steps)
+        self._tried = 0
+        self._last_preference: int | None = None
+
+    def peek(self) -> Candidate | HostFailure | None:
+        """Return who is next, `None` at the end of the walk."""
+        if self._tried >= self._hard_limit:
+            return None
+        if self._tried >= self._limit:
+            while self._steps and self._steps[0].preference == self._last_preference:
+                del self._steps[0]
+        return self._steps[0] if self._steps else None
+
+    def accepts(self, candidate: Candidate) -> bool:
+        """Whether this candidate is as good a next step as any: not tried, of the best preference."""
+        step = self.peek()
+        return (
+            step is not None
+            and step.preference == candidate.preference
+            and candidate in self._steps
+        )
+
+    def take(self, step: Candidate | HostFailure) -> None:
+        """Account for a step that is being tried."""
+        self._steps.remove(step)
+        if isinstance(step, Candidate):
+            self._tried += 1
+            self._last_preference = step.preference

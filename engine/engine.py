@@ -1,0 +1,413 @@
+"""The engine: where the rooms meet.  Owns the one nursery under which everything runs.
+
+    submit → seats (back-pressure) → router → one pool a site → outcomes
+
+A message is routed without waiting when its domains are known, and by a task of its own when the
+DNS must be asked; so a slow name server holds up nobody else's mail.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from random import Random
+from typing import TYPE_CHECKING, Final, Self
+
+import trio
+
+from engine.delivery.attempt import Attempt
+from engine.delivery.pool import SitePool
+from engine.delivery.shared import Shared
+from engine.delivery.verdict import ours
+from engine.net.connector import Connector
+from engine.outcome import Cause, Outcome, Status, Timings
+from engine.outcomes import Outcomes, Seats
+from engine.paths import SettingsTable
+from engine.report.events import MessageSubmitted, RecipientSettled, RecipientsRouted
+from engine.report.statistics import Recorder
+from engine.report.stream import EventStream
+from engine.report.transcript import Transcript
+from engine.route import Route, Unroutable
+from engine.routing.mx import plan
+from engine.routing.own import read_own_addresses
+from engine.routing.router import LOOPBACK, Router
+from engine.routing.table import RouteTable
+from engine.settings import Settings
+from engine.smtp.stages import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+
+    from engine.choices import AddressFamily
+    from engine.message import Message, Recipient
+    from engine.net.connector import ConnectorLike
+    from engine.report.statistics import Statistics
+    from engine.routing.resolver import Resolver
+
+_log = logging.getLogger("engine")
+
+#: Recipients inside the engine, from submit to the reading of their outcomes.  With messages of
+#: 50 KB that is 50 MB at most; enough to keep some hundred connections busy.
+DEFAULT_MAX_IN_FLIGHT: Final = 1000
+#: Seconds a cancelled engine waits for the replies to contents that have left already.
+DEFAULT_GRACE: Final = 10.0
+#: Seconds for one DNS lookup, repeats included.
+DEFAULT_DNS_TIMEOUT: Final = 5.0
+
+
+class Engine:
+    """Delivers messages; an async context manager that owns one nursery.
+
+        async with Engine() as engine:
+            await engine.submit(message)
+            outcome = await engine.outcomes.receive()
+
+    Leaving the block normally drains: everything submitted is delivered or given up first.  An
+    exception, or a cancellation from outside, stops at once: what was not sent is `deferred` with
+    cause `cancelled`, and a content that has left is waited for `grace` seconds, then `unknown`.
+    Either way each recipient has exactly one outcome, which can be read after the block too.
+
+    Attributes:
+        outcomes: One `Outcome` for each recipient submitted, as each becomes known.
+        events: What happens inside, for whoever subscribes.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | SettingsTable | None = None,
+        *,
+        routes: Iterable[tuple[str, Sequence[str]]] = (),
+        resolver: Resolver | None = None,
+        name_servers: Sequence[str] = (),
+        dns_timeout: float = DEFAULT_DNS_TIMEOUT,
+        own_addresses: Iterable[str] | None = None,
+        own_names: Iterable[str] = (),
+        router: Router | None = None,
+        connector: ConnectorLike | None = None,
+        max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
+        transcripts: bool = False,
+        grace: float = DEFAULT_GRACE,
+        clock: Callable[[], float] = time.time,
+        rng: Random | None = None,
+    ) -> None:
+        """Make an engine; it runs inside its `async with` block.
+
+        Args:
+            settings: Settings for all hosts, or a table with rules for paths.
+            routes: Static routes, first match wins: `("*", ["127.0.0.1:2525"])`.  Domains that
+                match none are routed by MX.
+            resolver: Answers DNS questions; by default it asks `name_servers`.
+            name_servers: IP addresses with or without a port; empty: those of this machine.
+            dns_timeout: Seconds for one DNS lookup, repeats included.
+            own_addresses: IP addresses that are ourselves: an MX that has one is cut off with all
+                behind it (RFC 5321 §5.1).  `None`: the addresses of this machine.  Empty: nothing
+                is ourselves, loopback neither.
+            own_names: Host names that are ourselves in the same sense.
+            router: Routes domains; with it the six above have no effect.
+            connector: Makes connections.
+            max_in_flight: Recipients inside the engine, at least 1; `submit` waits beyond that.
+            transcripts: Keep the SMTP dialogue of each outcome.
+            grace: Seconds a cancelled engine waits for replies to contents that have left.
+            clock: Wall clock, seconds since the epoch.
+            rng: Shuffles hosts of equal preference.
+
+        Raises:
+            ConfigError: Settings or routes cannot be used.
+        """
+        table = settings if isinstance(settings, SettingsTable) else SettingsTable(settings or Settings())
+        self._clock = clock
+        self._recorder = Recorder()
+        self._seats = Seats(max_in_flight)
+        self.outcomes = Outcomes(self._seats)
+        self.events = EventStream()
+        self._router = router or _default_router(
+            routes,
+            resolver or _default_resolver(name_servers, dns_timeout),
+            own_addresses,
+            own_names,
+        )
+        self._table = table
+        self._shared = Shared(
+            connector=connector or Connector(),
+            table=table,
+            plan=plan,
+            events=self.events,
+            recorder=self._recorder,
+            settle=self._settle,
+            clock=clock,
+            rng=rng or Random(),  # noqa: S311 - spreads load, guards nothing
+            grace=grace,
+            make_transcript=Transcript if transcripts else None,
+        )
+        self._pools: dict[tuple[str, tuple[int, ...]], SitePool] = {}
+        self._nursery: trio.Nursery | None = None
+        self._running: AbstractAsyncContextManager[None] | None = None
+        self._submitted = 0
+        self._unsettled = 0
+        self._is_draining = False
+        self._changed = trio.Event()
+
+    # -- life -------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        if self._running is not None:
+            raise RuntimeError("an Engine can be entered once")
+        self._running = self._run()
+        await self._running.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        assert self._running is not None
+        return await self._running.__aexit__(kind, error, trace)
+
+    @asynccontextmanager
+    async def _run(self) -> AsyncIterator[None]:
+        failure: Exception | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    yield
+                    await self.drain()
+                except Exception as error:  # noqa: BLE001 - raised below, without a group around it
+                    failure = error
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._nursery = None
+            self._seats.close()
+            self.outcomes.end()
+            self.events.close()
+        if failure is not None:
+            raise failure
+
+    async def drain(self, timeout: float | None = None) -> bool:
+        """Take no more messages, finish what is in flight, say QUIT to idle connections.
+
+        Args:
+            timeout: Seconds after which the rest is cancelled; `None` waits for all.
+
+        Returns:
+            Whether everything was finished in time.
+        """
+        self._is_draining = True
+        self._seats.close()
+        with trio.CancelScope(relative_deadline=float("inf") if timeout is None else timeout) as scope:
+            await self._wait_until(lambda: self._unsettled == 0)
+            for pool in list(self._pools.values()):
+                pool.drain()
+            await self._wait_until(lambda: not self._pools)
+        if scope.cancelled_caught:
+            self.cancel()
+        return not scope.cancelled_caught
+
+    def cancel(self) -> None:
+        """Stop at once; as if cancelled from outside, but only this engine."""
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+
+    async def _wait_until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._changed = trio.Event()
+            await self._changed.wait()
+
+    # -- intake -----------------------------------------------------------------------------
+
+    async def submit(self, message: Message) -> str:
+        """Take a message for delivery; waits while the engine is full.
+
+        A message without an `id` gets its number among those submitted.  Cancelled, the message
+        was not taken.
+
+        Returns:
+            The message's id.
+
+        Raises:
+            EngineClosedError: The engine is draining or closed.
+        """
+        count = len(message.recipients)
+        await self._seats.take(count)
+        self._submitted += 1
+        if not message.id:
+            message = replace(message, id=str(self._submitted))
+        self._unsettled += count
+        self._recorder.message_submitted(count)
+        if self.events.is_watched:
+            octets = message.content.facts.octets
+            self.events.publish(MessageSubmitted(self._clock(), message.id, count, octets))
+        self._dispatch(message)
+        return message.id
+
+    def statistics(self) -> Statistics:
+        """Return the numbers of this moment."""
+        return self._recorder.snapshot(
+            events_dropped=self.events.dropped,
+            sites=[pool.statistics() for pool in self._pools.values()],
+        )
+
+    # -- routing ----------------------------------------------------------------------------
+
+    def _dispatch(self, message: Message) -> None:
+        """Hand a message to its pools, at once where the ways are known."""
+        now = trio.current_time()
+        recipients = message.recipients
+        by_domain: dict[str, list[Recipient]] = {}
+        for recipient in recipients:
+            by_domain.setdefault(recipient.mailbox.routing_domain, []).append(recipient)
+        routes = {}
+        for domain in by_domain:
+            route = self._router.known(domain, self._family_for(domain))
+            if route is None:
+                assert self._nursery is not None
+                self._nursery.start_soon(
+                    self._route_and_hand_out, message, by_domain, now, name=f"route {message.id}"
+                )
+                return
+            routes[domain] = route
+        self._hand_out(message, by_domain, routes, now)
+
+    async def _route_and_hand_out(
+        self, message: Message, by_domain: dict[str, list[Recipient]], submitted_at: float
+    ) -> None:
+        routes: dict[str, Route | Unroutable] = {}
+
+        async def find(domain: str) -> None:
+            routes[domain] = await self._router.route(domain, self._family_for(domain))
+            if self.events.is_watched:
+                found = routes[domain]
+                site = found.site if isinstance(found, Route) else ""
+                self.events.publish(RecipientsRouted(self._clock(), domain, site, found.seconds))
+
+        verdict = ours(
+            Status.DEFERRED, Cause.CANCELLED, Stage.ROUTE, "the engine was stopped first"
+        )
+        is_routed = False
+        try:
+            async with trio.open_nursery() as nursery:
+                for domain in by_domain:
+                    nursery.start_soon(find, domain)
+            is_routed = True
+        except Exception:
+            _log.exception("routing message %s failed by a bug of ours", message.id)
+            verdict = ours(
+                Status.DEFERRED, Cause.INTERNAL, Stage.ROUTE, "internal error; see the log"
+            )
+        finally:
+            if not is_routed:
+                attempt = Attempt(
+                    message, message.recipients, self._settle, submitted_at=submitted_at
+                )
+                attempt.end(verdict, trio.current_time())
+        if is_routed:
+            self._hand_out(message, by_domain, routes, submitted_at)
+
+    def _hand_out(
+        self,
+        message: Message,
+        by_domain: dict[str, list[Recipient]],
+        routes: dict[str, Route | Unroutable],
+        submitted_at: float,
+    ) -> None:
+        """Give each pool its part: recipients who go to one site travel together."""
+        by_pool: dict[SitePool, tuple[list[Recipient], float]] = {}
+        for domain, recipients in by_domain.items():
+            route = routes[domain]
+            if isinstance(route, Unroutable):
+                self._settle_unroutable(message, recipients, route, submitted_at)
+                continue
+            pool = self._pool_for(domain, route)
+            if pool in by_pool:
+                by_pool[pool][0].extend(recipients)
+            else:
+                by_pool[pool] = (recipients, route.seconds)
+        for pool, (recipients, seconds) in by_pool.items():
+            pool.put(
+                Attempt(
+                    message,
+                    recipients,
+                    pool.settle,
+                    submitted_at=submitted_at,
+                    route_seconds=seconds,
+                )
+            )
+
+    def _family_for(self, domain: str) -> AddressFamily:
+        rules = self._table.matching(domain=domain, site="")
+        return self._table.settings(rules).address_family
+
+    def _pool_for(self, domain: str, route: Route) -> SitePool:
+        key = (route.site, self._table.matching(domain=domain, site=route.site))
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = SitePool(self._shared, key[0], route, key[1], domain)
+            assert self._nursery is not None
+            self._nursery.start_soon(pool.run, self._forget, name=f"pool {route.site}")
+        pool.route = route
+        return pool
+
+    def _forget(self, pool: SitePool) -> None:
+        for key in [key for key, known in self._pools.items() if known is pool]:
+            del self._pools[key]
+        self._changed.set()
+
+    # -- results ----------------------------------------------------------------------------
+
+    def _settle_unroutable(
+        self, message: Message, recipients: list[Recipient], found: Unroutable, submitted_at: float
+    ) -> None:
+        total = trio.current_time() - submitted_at
+        for recipient in recipients:
+            self._settle(
+                Outcome(
+                    message=message.id,
+                    recipient=recipient.address,
+                    status=found.status,
+                    scope=found.scope,
+                    stage=Stage.ROUTE,
+                    cause=found.cause,
+                    enhanced=found.enhanced,
+                    text=found.text,
+                    timings=Timings(route=found.seconds, total=total),
+                )
+            )
+
+    def _settle(self, outcome: Outcome) -> None:
+        self._recorder.recipient_settled(outcome.status)
+        if self.events.is_watched:
+            self.events.publish(RecipientSettled(self._clock(), outcome))
+        self.outcomes.put(outcome)
+        self._unsettled -= 1
+        if self._unsettled == 0 and self._is_draining:
+            self._changed.set()
+
+
+def _default_resolver(name_servers: Sequence[str], timeout: float) -> Resolver:
+    # dnspython is slow to import, and who brings a resolver does not need it.
+    from engine.routing.cache import CachingResolver
+    from engine.routing.stub import DnsResolver
+
+    return CachingResolver(DnsResolver(name_servers, timeout=timeout))
+
+
+def _default_router(
+    routes: Iterable[tuple[str, Sequence[str]]],
+    resolver: Resolver,
+    own_addresses: Iterable[str] | None,
+    own_names: Iterable[str],
+) -> Router:
+    if own_addresses is None:
+        own_addresses = read_own_addresses() | LOOPBACK
+    return Router(
+        resolver,
+        table=RouteTable(routes),
+        local_addresses=own_addresses,
+        own_names=own_names,
+    )

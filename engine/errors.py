@@ -1,0 +1,28 @@
+"""The errors a user of the engine can get; what a server or the network may do is an Outcome, not an error."""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Root of every error the engine raises on purpose."""
+
+
+class ConfigError(EngineError):
+    """The configuration cannot be used; nothing was sent.
+
+    Attributes:
+        problems: One line a problem, each naming the place (file and line, or key path), what was
+            found and what is allowed.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class SubmitError(EngineError, ValueError):
+    """A message was not taken: its envelope or content breaks a rule; the text says which."""
+
+
+class EngineClosedError(EngineError):
+    """The engine is draining or closed and takes no more messages."""

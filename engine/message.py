@@ -1,0 +1,151 @@
+"""What goes in: a message, that is an envelope and a content (RFC 5321 §2.3.1).
+
+Made by whoever submits; frozen from then on.  Validation happens in the constructors, so a message
+that exists can be sent.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+from engine.smtp.address import Mailbox, parse_path, parse_reverse_path
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable
+
+    from engine.smtp.content import ContentFacts
+
+Notify = Literal["success", "failure", "delay", "never"]
+
+# RFC 3461 §4.2: the type is an atom, the address goes out as xtext; 500 characters together.
+_ORCPT: Final = re.compile(r"[A-Za-z0-9-]+;[^\x00-\x1f\x7f]+")
+_MAX_ORCPT: Final = 500
+_MAX_ENVID: Final = 100
+
+
+class Content(Protocol):
+    """Header section and body as octets with CRLF line ends, and what is known about them.
+
+    `engine.content` makes them from octets, text and files.
+    """
+
+    @property
+    def facts(self) -> ContentFacts:
+        """Size, 8-bit-ness and the like, found when the content was made."""
+        ...
+
+    @property
+    def octets(self) -> bytes | None:
+        """The whole content where it is held in memory, else `None`: then read `chunks`."""
+        ...
+
+    def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Read the content from the start, in pieces of at most 64 KiB."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """One forward-path of an envelope (RFC 5321 §4.1.1.3) and its delivery-report wishes.
+
+    Attributes:
+        address: As the submitter wrote it; it names the recipient in outcomes.
+        mailbox: The same, parsed.
+        notify: When to report (RFC 3461 §4.1); empty when not asked.
+        orcpt: The original recipient, `type;address` as in RFC 3461 §4.2 but not yet in xtext, or
+            `None`.
+
+    Raises:
+        ValueError: `notify` is no such set, or joins `never` with others; `orcpt` is none.
+    """
+
+    address: str
+    mailbox: Mailbox
+    notify: frozenset[Notify] = frozenset()
+    orcpt: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.notify:
+            _check_notify(self.notify)
+        if self.orcpt is not None:
+            _check_orcpt(self.orcpt)
+
+    @classmethod
+    def parse(
+        cls, address: str, notify: Iterable[Notify] = (), orcpt: str | None = None
+    ) -> Recipient:
+        """Make a recipient of `local-part@domain`, with or without angle brackets.
+
+        Raises:
+            AddressSyntaxError: The address is no mailbox.
+            ValueError: As the class says.
+        """
+        return cls(address, parse_path(address), frozenset(notify), orcpt)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One submission: envelope plus content.
+
+    Attributes:
+        id: Names the message in outcomes, events and logs.
+        reverse_path: Where bounces go, `None` for the null path `<>` (RFC 5321 §4.5.5).
+        recipients: At least one.
+        content: What is sent after DATA.
+        envid: Envelope identifier for delivery reports (RFC 3461 §4.4), not yet in xtext.
+        ret: What a report returns: the `full` message or its `hdrs` (RFC 3461 §4.3).
+        require_tls: Every hop must use verified TLS (RFC 8689 §2).
+        smtputf8: The header section holds UTF-8, so each hop must take SMTPUTF8 (RFC 6531 §3.2).
+
+    Raises:
+        ValueError: No recipients, or an `envid` that is none.
+    """
+
+    id: str
+    reverse_path: Mailbox | None
+    recipients: tuple[Recipient, ...]
+    content: Content
+    envid: str | None = None
+    ret: Literal["full", "hdrs"] | None = None
+    require_tls: bool = False
+    smtputf8: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.recipients:
+            raise ValueError(f"message {self.id!r} has no recipients; at least one is needed")
+        if self.envid is not None:
+            _check_envid(self.envid)
+
+    @staticmethod
+    def parse_sender(sender: str) -> Mailbox | None:
+        """Read a reverse-path; `""` and `<>` are the null path.
+
+        Raises:
+            AddressSyntaxError: Neither a mailbox nor the null path.
+        """
+        return parse_reverse_path(sender)
+
+
+def _check_notify(notify: frozenset[Notify]) -> None:
+    unknown = notify - {"success", "failure", "delay", "never"}
+    if unknown or ("never" in notify and len(notify) > 1):
+        raise ValueError(
+            f"notify {sorted(notify)}: allowed are success, failure and delay together, or never alone"
+        )
+
+
+def _check_orcpt(orcpt: str) -> None:
+    if len(orcpt) > _MAX_ORCPT or not _ORCPT.fullmatch(orcpt):
+        raise ValueError(
+            f"orcpt {orcpt[:60]!r}: allowed is type;address as in rfc822;bob@example.org, "
+            f"without control characters, {_MAX_ORCPT} characters at most"
+        )
+
+
+def _check_envid(envid: str) -> None:
+    if not (0 < len(envid) <= _MAX_ENVID and envid.isascii() and envid.isprintable()):
+        raise ValueError(
+            f"envid {envid[:60]!r}: allowed are 1 to {_MAX_ENVID} printable US-ASCII characters"
+        )

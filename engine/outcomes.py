@@ -1,0 +1,136 @@
+"""Seats and outcomes: how much may be inside the engine, and how results come out.
+
+Every recipient takes a seat when it is submitted and gives it back when its outcome is *taken*.  So
+whoever does not read outcomes stops being able to submit, memory stays bounded, and no delivery
+task ever waits to hand an outcome over: results cannot be lost on the way out, not even when the
+engine is cancelled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+
+from engine.errors import EngineClosedError
+
+if TYPE_CHECKING:
+    from engine.outcome import Outcome
+
+_CLOSED = "the engine is draining or closed; it takes no more messages"
+
+
+class Seats:
+    """A count of free places; whoever finds none waits, first come, first served."""
+
+    def __init__(self, total: int) -> None:
+        """Make `total` seats, at least 1."""
+        if total < 1:
+            raise ValueError(f"max_in_flight is {total}; at least 1 is needed")
+        self._total = total
+        self._free = total
+        self._waiting: deque[tuple[int, trio.Event]] = deque()
+        self._is_closed = False
+
+    @property
+    def taken(self) -> int:
+        """How many seats are in use."""
+        return self._total - self._free
+
+    async def take(self, count: int) -> None:
+        """Take seats, waiting for them; a group larger than the house waits for an empty one.
+
+        Cancelled, none is taken.
+
+        Raises:
+            EngineClosedError: The house is closed, or closed meanwhile.
+        """
+        if self._is_closed:
+            raise EngineClosedError(_CLOSED)
+        # Who waits is not overtaken by who comes later.
+        if not self._waiting and self._has_room(count):
+            self._free -= count
+            return
+        ticket = (count, trio.Event())
+        self._waiting.append(ticket)
+        try:
+            await ticket[1].wait()
+        except trio.Cancelled:
+            # Trio cancels nobody whose event was set, so this ticket still waits.
+            self._waiting.remove(ticket)
+            self._seat()  # a smaller group behind may have waited for this one alone
+            raise
+        if self._is_closed:
+            raise EngineClosedError(_CLOSED)
+
+    def give_back(self, count: int = 1) -> None:
+        """Free seats and seat who waits for them."""
+        self._free += count
+        # In batches: a submitter that is woken to many free seats costs one task switch for all.
+        if self._waiting and self._free >= self._total // 8:
+            self._seat()
+
+    def close(self) -> None:
+        """Turn everybody who waits away, and all who come later."""
+        self._is_closed = True
+        while self._waiting:
+            self._waiting.popleft()[1].set()
+
+    def _seat(self) -> None:
+        while self._waiting and self._has_room(self._waiting[0][0]):
+            count, seated = self._waiting.popleft()
+            self._free -= count
+            seated.set()
+
+    def _has_room(self, count: int) -> bool:
+        return self._free >= count or self._free == self._total
+
+
+class Outcomes(trio.abc.ReceiveChannel["Outcome"]):
+    """The channel outcomes come back on; taking one gives its seat back.
+
+    Ends when the engine has drained and all were taken.
+    """
+
+    def __init__(self, seats: Seats) -> None:
+        self._seats = seats
+        # Not bounded here: what can be in it has a seat each, and seats are bounded.
+        self._in, self._out = trio.open_memory_channel["Outcome"](math.inf)
+
+    def put(self, outcome: Outcome) -> None:
+        """Add an outcome; never waits."""
+        self._in.send_nowait(outcome)
+
+    def end(self) -> None:
+        """Let the channel end behind what is in it."""
+        self._in.close()
+
+    def __len__(self) -> int:
+        return self._out.statistics().current_buffer_used
+
+    async def receive(self) -> Outcome:
+        """Return the next outcome.
+
+        Raises:
+            trio.EndOfChannel: There will be none any more.
+        """
+        outcome = await self._out.receive()
+        self._seats.give_back()
+        return outcome
+
+    def receive_nowait(self) -> Outcome:
+        """Return the next outcome if there is one.
+
+        Raises:
+            trio.WouldBlock: There is none now.
+            trio.EndOfChannel: There will be none any more.
+        """
+        outcome = self._out.receive_nowait()
+        self._seats.give_back()
+        return outcome
+
+    async def aclose(self) -> None:
+        """Leave the channel open: outcomes belong to whoever reads next, and none may be lost."""
+        await trio.lowlevel.checkpoint()

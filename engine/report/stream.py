@@ -1,0 +1,171 @@
+"""One stream of events to any number of listeners; never waits for one and never fails with one.
+
+`EventStream` is owned by the engine; the delivery rooms publish, programs subscribe.  A listener that
+is too slow loses events, and the loss is counted: mail is never delayed by who watches it.
+Not here: what is in an event (`engine.report.events`).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from engine.report.events import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEFAULT_CAPACITY: Final = 1000
+
+_logger = logging.getLogger("engine.report")
+
+
+class EventStream:
+    """Fans events out to subscriptions (channels) and watchers (plain calls).
+
+    All methods belong to the thread that runs Trio.
+
+    Attributes:
+        is_watched: Whether anyone listens; a publisher asks before it makes an event.
+        dropped: How many events were lost on full subscriptions, since the start and over all.
+    """
+
+    __slots__ = ("_is_closed", "_subscriptions", "_watchers", "dropped", "is_watched")
+
+    def __init__(self) -> None:
+        self.is_watched = False
+        self.dropped = 0
+        # Replaced and never changed: a watcher may watch, unwatch or publish while it is called.
+        self._watchers: tuple[Callable[[Event], None], ...] = ()
+        self._subscriptions: set[Subscription] = set()
+        self._is_closed = False
+
+    def publish(self, event: Event) -> None:
+        """Hand an event to everyone who listens, at once and without waiting."""
+        for watcher in self._watchers:
+            try:
+                watcher(event)
+            except Exception:
+                # One broken listener must cost neither mail nor a traceback for every event.
+                self.unwatch(watcher)
+                _logger.exception("event watcher %r failed and is removed", watcher)
+
+    def watch(self, callback: Callable[[Event], None]) -> None:
+        """Call `callback` with each event, inside `publish`: it must be quick and may not block.
+
+        One that raises is logged with its traceback and removed.  Watching twice is watching once.
+
+        Raises:
+            trio.ClosedResourceError: The stream is closed.
+        """
+        if self._is_closed:
+            raise trio.ClosedResourceError("the event stream is closed")
+        if callback not in self._watchers:
+            self._set_watchers((*self._watchers, callback))
+
+    def unwatch(self, callback: Callable[[Event], None]) -> None:
+        """Stop calling `callback`; no error where it is not known."""
+        self._set_watchers(tuple(known for known in self._watchers if known != callback))
+
+    def subscribe(self, capacity: int = DEFAULT_CAPACITY) -> Subscription:
+        """Return a new subscription: `async with stream.subscribe() as events: async for ...`.
+
+        It hears what is published from now on.
+
+        Args:
+            capacity: How many events may wait in it; the next one is lost.
+
+        Raises:
+            ValueError: The capacity is less than 1.
+            trio.ClosedResourceError: The stream is closed.
+        """
+        subscription = Subscription(self, capacity)
+        self.watch(subscription.offer)
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def forget(self, subscription: Subscription) -> None:
+        """Send nothing to `subscription` any more; called by its `close`."""
+        self.unwatch(subscription.offer)
+        self._subscriptions.discard(subscription)
+
+    def close(self) -> None:
+        """End every subscription and drop every watcher.
+
+        Subscribers still get what waits for them, then the end of the channel.  Events published
+        from now on reach nobody.
+        """
+        self._is_closed = True
+        for subscription in self._subscriptions:
+            subscription.end()
+        self._subscriptions.clear()
+        self._set_watchers(())
+
+    def _set_watchers(self, watchers: tuple[Callable[[Event], None], ...]) -> None:
+        self._watchers = watchers
+        self.is_watched = bool(watchers)
+
+
+class Subscription(trio.abc.ReceiveChannel[Event]):
+    """The receiving end for one listener; made by `EventStream.subscribe`.
+
+    Attributes:
+        dropped: How many events this listener lost because it did not keep up.
+    """
+
+    def __init__(self, stream: EventStream, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity {capacity}: a subscription holds at least 1 event")
+        self.dropped = 0
+        self._stream = stream
+        self._sender, self._receiver = trio.open_memory_channel[Event](capacity)
+
+    def offer(self, event: Event) -> None:
+        """Take an event if there is room for it, else count it as lost."""
+        try:
+            self._sender.send_nowait(event)
+        except trio.WouldBlock:
+            self.dropped += 1
+            self._stream.dropped += 1
+        except trio.ClosedResourceError:
+            # A watcher that ran before us for this very event closed us: we no longer listen.
+            pass
+
+    async def receive(self) -> Event:
+        """Wait for the next event.  Cancelled, it has taken none.
+
+        Raises:
+            trio.EndOfChannel: The stream was closed and nothing is left.
+            trio.ClosedResourceError: This subscription was closed.
+        """
+        return await self._receiver.receive()
+
+    def receive_nowait(self) -> Event:
+        """Return the next event without waiting.
+
+        Raises:
+            trio.WouldBlock: There is none yet.
+            trio.EndOfChannel: The stream was closed and nothing is left.
+            trio.ClosedResourceError: This subscription was closed.
+        """
+        return self._receiver.receive_nowait()
+
+    def end(self) -> None:
+        """Take no more events; what waits can still be received."""
+        self._sender.close()
+
+    def close(self) -> None:
+        """Unsubscribe and discard what waits; closing twice is no error."""
+        self._stream.forget(self)
+        self._sender.close()
+        self._receiver.close()
+
+    async def aclose(self) -> None:
+        """Close as `close` does, with a checkpoint as Trio's channels have.
+
+        Cancelled, it is closed all the same.
+        """
+        self.close()
+        await trio.lowlevel.checkpoint()

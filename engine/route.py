@@ -1,0 +1,95 @@
+"""Where mail for a domain goes: the values between routing, delivery and the connector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.outcome import Cause, Scope, Status
+    from engine.smtp.status import EnhancedStatusCode
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One place to connect to.
+
+    Attributes:
+        host: The name the route knows it by (an MX host, a smart host, or the address itself).
+        address: IP address in its usual text form, without brackets.
+        port: TCP port where the route fixes one (`--host mx.test:2525`); it wins over the
+            `port` setting.  `None` elsewhere.
+        preference: MX preference, lower is tried first (RFC 5321 §5.1).
+    """
+
+    host: str
+    address: str
+    port: int | None = None
+    preference: int = 0
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether the address is of the IPv6 family."""
+        return ":" in self.address
+
+
+@dataclass(frozen=True, slots=True)
+class HostFailure:
+    """A host of a route whose addresses could not be had.
+
+    Attributes:
+        host: Its name.
+        preference: Its MX preference.
+        is_temporary: Whether asking again later may help (a name server failed or timed out).
+        text: One line for a person.
+        port: As in `Candidate`.
+    """
+
+    host: str
+    preference: int
+    is_temporary: bool
+    text: str
+    port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How to reach a domain: its site and everywhere it may be tried.
+
+    Attributes:
+        site: The receiver as it sees itself: the sorted set of its hosts, joined by commas.
+            Domains with the same hosts are one site and share connections.
+        candidates: Every address of every host, sorted by preference only; who walks them
+            shuffles among equals (RFC 5321 §5.1).
+        failures: Hosts without a usable address; they count as tried and failed.
+        seconds: How long it took to find out (0.0 when it was known).
+        is_static: Whether the order of `candidates` is the user's and must be kept.
+    """
+
+    site: str
+    candidates: tuple[Candidate, ...]
+    failures: tuple[HostFailure, ...] = ()
+    seconds: float = 0.0
+    is_static: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unroutable:
+    """There is nowhere to send mail for a domain, now or at all.
+
+    Attributes:
+        status: `deferred` or `failed`.
+        scope: Who is to blame, mostly the domain.
+        cause: `dns` mostly; `policy` or `config` where a rule of ours says no.
+        enhanced: Our status code: 5.1.2 no such domain, 5.1.10 null MX, 4.4.3 name server
+            trouble, 5.4.6 the mail would loop back to us.
+        text: One line for a person.
+        seconds: How long it took to find out.
+    """
+
+    status: Status
+    scope: Scope
+    cause: Cause
+    enhanced: EnhancedStatusCode
+    text: str
+    seconds: float = 0.0

@@ -1,0 +1,385 @@
+"""What single settings may be: the types of their values, each with its check.  Knows no I/O.
+
+Taken by `engine.settings`, which gives them names, defaults and meaning.
+Not here: the words of a choice (`engine.choices`), and what a setting does.
+
+A value is checked where it enters and never changed in silence: `"yes"` is no boolean and `"5"` no
+number.  An error says what was found and what is allowed, except where that could show a secret.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Annotated, Final, Literal, Self, get_args
+from urllib.parse import unquote, urlsplit
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainValidator,
+    SecretStr,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from engine.showing import show
+from engine.units import DURATION_ALLOWED, parse_duration
+
+
+def _refusal(found: str, allowed: str) -> PydanticCustomError:
+    facts = {"found": found, "allowed": allowed}
+    return PydanticCustomError("setting", "found {found}; allowed {allowed}", facts)
+
+
+# ---- what single values may be ------------------------------------------------------------------
+
+_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_DOMAIN: Final = re.compile(rf"(?=.{{1,255}}\Z){_LABEL}(?:\.{_LABEL})*\Z")
+_SERVICE: Final = re.compile(r"[A-Za-z][A-Za-z0-9._+-]{0,63}")
+_PRINTABLE: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+_MAILBOX: Final = re.compile(r"[^\x00-\x20\x7f-\x9f\ud800-\udfff<>]+")
+_MECHANISM: Final = re.compile(r"[A-Za-z0-9_-]{1,20}")  # RFC 4422 §3.1
+
+_PORT_ALLOWED: Final = "a number from 1 to 65535 or the name of a TCP service"
+#: Words that say "without" for a setting whose values are no plain words themselves.
+_OFF: Final = ("", "off", "none")
+
+
+def _is_off(value: object) -> bool:
+    return value is None or value is False or (isinstance(value, str) and value in _OFF)
+
+
+def _seconds(value: object) -> float:
+    try:
+        return parse_duration(value)
+    except ValueError:
+        raise _refusal(show(value), DURATION_ALLOWED) from None
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _refusal(show(value), "true or false")
+    return value
+
+
+def _whole(least: int | None = None) -> PlainValidator:
+    allowed = "a whole number" if least is None else f"a whole number, {least} or more"
+
+    def check(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise _refusal(show(value), allowed)
+        if least is not None and value < least:
+            raise _refusal(show(value), allowed)
+        return value
+
+    return PlainValidator(check)
+
+
+def one_of(alias: object) -> PlainValidator:
+    """Make the check that a value is one of the words of a `Literal` type."""
+    words: tuple[str, ...] = get_args(alias)
+    allowed = ", ".join(map(show, words))
+
+    def check(value: object) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise _refusal(show(value), allowed)
+        return value
+
+    return PlainValidator(check)
+
+
+def _optional(check: Callable[[object], object]) -> PlainValidator:
+    # TOML has no null: an empty text takes back what the defaults set.
+    return PlainValidator(lambda value: None if value is None or value == "" else check(value))
+
+
+def _text(pattern: re.Pattern[str], allowed: str) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise _refusal(show(value), allowed)
+        return value
+
+    return check
+
+
+def _items(value: object, allowed: str) -> list[object]:
+    """Take one text for a list of one."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list | tuple):
+        raise _refusal(show(value), allowed)
+    return list(value)
+
+
+def ip_text(text: object) -> str | None:
+    """Write an IP address in its usual form; `None` when the text is none."""
+    try:
+        return str(ipaddress.ip_address(text)) if isinstance(text, str) else None
+    except ValueError:
+        return None
+
+
+def _interface(value: object) -> tuple[str, ...]:
+    allowed = "IP addresses of this host: one, or a list"
+    items = _items(value, allowed)
+    addresses = [ip_text(item) for item in items]
+    bad = [show(item) for item, ip in zip(items, addresses, strict=True) if ip is None]
+    if bad:
+        raise _refusal(", ".join(bad), allowed)
+    return tuple(ip for ip in addresses if ip is not None)
+
+
+def _helo_name(value: object) -> str:
+    if isinstance(value, str):
+        literal = re.fullmatch(r"\[(?:(?i:IPv6:)(.*:.*)|([0-9.]+))\]", value)
+        known = ip_text(literal[1] or literal[2]) is not None if literal else _DOMAIN.match(value)
+        if known and "%" not in value:
+            return value
+    raise _refusal(
+        show(value),
+        'a domain name, or an address literal such as "[192.0.2.1]" or "[IPv6:2001:db8::1]"',
+    )
+
+
+def _port(value: object) -> int | str:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65535:
+        return value
+    if isinstance(value, str):
+        if value.isascii() and value.isdecimal() and len(value) <= 5 and 1 <= int(value) <= 65535:
+            return int(value)
+        if _SERVICE.fullmatch(value):
+            return value
+    raise _refusal(show(value), _PORT_ALLOWED)
+
+
+#: The names a `dscp` may have, and the octet each puts into the IP header: the classes of RFC 2474
+#: and RFC 2597, and the older type-of-service bits of RFC 1349.
+DSCP_NAMES: Final[Mapping[str, int]] = MappingProxyType(
+    {f"af{c}{p}": (8 * c + 2 * p) << 2 for c in range(1, 5) for p in range(1, 4)}
+    | {"ef": 0xB8, "lowcost": 0x02, "lowdelay": 0x10, "mincost": 0x02}
+    | {"reliability": 0x04, "throughput": 0x08}
+)
+_NUMBER: Final = re.compile(r"(0[xX][0-9A-Fa-f]{1,4})|0([0-7]{1,4})|(0|[1-9][0-9]{0,3})")
+
+
+def _dscp(value: object) -> int | str | None:
+    if _is_off(value):
+        return None
+    if isinstance(value, str) and value in DSCP_NAMES:
+        return value
+    number = value
+    if isinstance(value, str) and (digits := _NUMBER.fullmatch(value)):
+        base = 16 if digits[1] else 8 if digits[2] else 10
+        number = int(digits[0], base)
+    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= 0x3F:
+        return number
+    raise _refusal(show(value), f"a number from 0 to 0x3F, or one of {', '.join(DSCP_NAMES)}")
+
+
+def _stream_depth(value: object) -> int | str:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise _refusal(show(value), '"auto", or a whole number, 1 or more')
+
+
+# ---- values that hold secrets -------------------------------------------------------------------
+
+_PROXY_ALLOWED: Final = (
+    '"socks5://[user:pass@]host[:port]" or "haproxy://host[:port]": one, or a list'
+)
+# A PROXY-protocol relay has no port of its own that the world agreed on: it stands in for port 25.
+_PROXY_PORTS: Final = {"socks5": 1080, "haproxy": 25}
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """Where connections go through.
+
+    Attributes:
+        scheme: `socks5` (RFC 1928) or `haproxy` (the PROXY protocol).
+        host: Name or IP address, without brackets.
+        port: TCP port.
+        username: For RFC 1929, or `None`.
+        password: The same; never shown.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Read a proxy URL.
+
+        Raises:
+            ValueError: It breaks the form; the text says where and quotes nothing of it, for a
+                password may stand anywhere in a URL with a slip in it.
+        """
+        if not _MAILBOX.fullmatch(url):
+            raise ValueError("a proxy URL with a space, a control character or < >")
+        scheme, _, rest = url.partition("://")
+        if scheme not in _PROXY_PORTS or not rest:
+            raise ValueError("a proxy URL of an unknown scheme")
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            raise ValueError("a proxy URL with a host or port that cannot be read") from None
+        if parts.path not in {"", "/"} or parts.query or parts.fragment or port == 0:
+            raise ValueError("a proxy URL with more than a host and a port from 1 to 65535")
+        host = parts.hostname or ""
+        if not (_DOMAIN.match(host) or ip_text(host)):
+            raise ValueError("a proxy URL without a proper host")
+        username, password = _credentials(scheme, parts.username, parts.password)
+        return cls(scheme, host, port or _PROXY_PORTS[scheme], username, password)
+
+    def __str__(self) -> str:
+        user = "" if self.username is None else f"{self.username}:***@"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{user}{host}:{self.port}"
+
+
+def _credentials(
+    scheme: str, username: str | None, password: str | None
+) -> tuple[str | None, str | None]:
+    if username is None:
+        return None, None
+    if scheme != "socks5":
+        raise ValueError("a proxy URL with a user, which only socks5 knows")
+    pair = unquote(username), unquote(password or "")
+    # RFC 1929 §2: each has a length octet, and a length of 0 is not provided for.
+    if not all(1 <= len(text.encode()) <= 255 for text in pair):
+        raise ValueError("a proxy URL with a user or password not of 1 to 255 octets")
+    return pair
+
+
+def _proxies(value: object) -> tuple[Proxy, ...]:
+    if _is_off(value):
+        return ()
+    items = [value] if isinstance(value, str | Proxy) else value
+    if not isinstance(items, list | tuple):
+        raise _refusal(f"a value of type {type(value).__name__}", _PROXY_ALLOWED)
+    return tuple(map(_proxy, items))
+
+
+def _proxy(item: object) -> Proxy:
+    if isinstance(item, Proxy):
+        return item
+    if not isinstance(item, str):
+        raise _refusal(f"an item of type {type(item).__name__}", _PROXY_ALLOWED)
+    try:
+        return Proxy.parse(item)
+    except ValueError as error:
+        raise _refusal(str(error), _PROXY_ALLOWED) from None
+
+
+def _password(value: object) -> SecretStr:
+    secret = SecretStr(value) if isinstance(value, str) else value
+    if not isinstance(secret, SecretStr) or not secret.get_secret_value():
+        raise _refusal("an empty text or no text", "a password")
+    return secret
+
+
+def _command(value: object) -> tuple[str, ...]:
+    # A command line may hold a secret, so nothing of it is shown.
+    allowed = "a command: a list of its words, or one text that is split as a shell would"
+    try:
+        words = _shell_words(value) if isinstance(value, str) else value
+    except ValueError:
+        raise _refusal("a command with an open quotation", allowed) from None
+    if not isinstance(words, list | tuple) or not words:
+        raise _refusal("no command", allowed)
+    if not all(isinstance(word, str) and word for word in words):
+        raise _refusal("a command with a word that is empty or no text", allowed)
+    return tuple(words)
+
+
+def _shell_words(text: str) -> list[str]:
+    import shlex
+
+    return shlex.split(text)
+
+
+def _mechanisms(value: object) -> tuple[str, ...]:
+    allowed = "SASL mechanism names: one, or a list"
+    items = _items(value, allowed)
+    names = [item for item in items if isinstance(item, str) and _MECHANISM.fullmatch(item)]
+    if len(names) != len(items):
+        raise _refusal(show(value), allowed)
+    return tuple(name.upper() for name in names)
+
+
+class Auth(BaseModel):
+    """Who we are to a server that asks for AUTH (RFC 4954); the `auth` table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    #: The authentication identity.
+    username: Annotated[str, PlainValidator(_text(_PRINTABLE, "a user name"))]
+    #: The password itself.
+    password: Annotated[SecretStr | None, _optional(_password)] = None
+    #: A file that holds the password; read when a connection needs it, so it can be changed.
+    password_file: Annotated[str | None, _optional(_text(_PRINTABLE, "a file name"))] = None
+    #: A command that prints a token (OAuth 2.0); run without a shell.
+    token_command: Annotated[tuple[str, ...] | None, _optional(_command)] = None
+    #: SASL mechanisms we agree to use, best first, in upper case; empty: any we know.
+    mechanisms: Annotated[tuple[str, ...], PlainValidator(_mechanisms)] = ()
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> Self:
+        names = ("password", "password_file", "token_command")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise _refusal(" and ".join(given) or "none", f"exactly one of {', '.join(names)}")
+        return self
+
+
+def _auth(value: object) -> object:
+    if _is_off(value):
+        return None
+    if not isinstance(value, Mapping | Auth):
+        raise _refusal(f"a value of type {type(value).__name__}", 'a table, or "off"')
+    return value
+
+
+# ---- the types ----------------------------------------------------------------------------------
+
+#: A duration, in seconds; text such as `"5m"` is read.
+Seconds = Annotated[float, PlainValidator(_seconds)]
+#: True or false, and nothing like it.
+Flag = Annotated[bool, PlainValidator(_flag)]
+#: A whole number.
+Whole = Annotated[int, _whole()]
+#: A whole number, 0 or more.
+Count = Annotated[int, _whole(0)]
+#: A whole number, 1 or more.
+Limit = Annotated[int, _whole(1)]
+#: The name of a file, or `None`.
+FileName = Annotated[str | None, _optional(_text(_PRINTABLE, "a file name"))]
+#: A domain name, or `None`.
+DomainName = Annotated[str | None, _optional(_text(_DOMAIN, "a domain name"))]
+#: A domain name or an address literal (RFC 5321 §4.1.3), or `None`.
+HeloName = Annotated[str | None, _optional(_helo_name)]
+#: A mailbox without angle brackets, or `None`.
+Mailbox = Annotated[str | None, _optional(_text(_MAILBOX, "a mailbox without angle brackets"))]
+#: Cipher names in OpenSSL's notation, or `None`.
+CipherList = Annotated[str | None, _optional(_text(_PRINTABLE, "a cipher list"))]
+#: IP addresses of this host, in the usual text form.
+Interfaces = Annotated[tuple[str, ...], PlainValidator(_interface)]
+#: A TCP port or the name of a service, or `None`.
+Port = Annotated[int | str | None, _optional(_port)]
+#: A name of `DSCP_NAMES` or a code point from 0 to 0x3F (RFC 2474 §3), or `None`.
+Dscp = Annotated[int | str | None, PlainValidator(_dscp)]
+#: `auto`, or a whole number, 1 or more.
+StreamDepth = Annotated[int | Literal["auto"], PlainValidator(_stream_depth)]
+#: Proxies, as values or URLs.
+Proxies = Annotated[tuple[Proxy, ...], PlainValidator(_proxies)]
+#: An `auth` table, or `None`.
+AuthTable = Annotated[Auth | None, BeforeValidator(_auth)]

@@ -1,0 +1,174 @@
+"""Parse SMTP replies: octets in, `Reply` values out.  Knows no I/O.
+
+Replies are bounded and read strictly (RFC 5321 §4.2): three ASCII digits of which the first is 2
+to 5, then a space, a hyphen or the end of the line.  Text stays octets; servers answer in UTF-8,
+Latin-1 and worse, and no reply may crash us.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from engine.smtp.errors import RemoteProtocolError
+from engine.smtp.status import EnhancedStatusCode, read_enhanced
+
+#: RFC 5321 §4.5.3.1.5 allows 512 octets with CRLF; deployed servers exceed it.
+MAX_LINE_OCTETS: Final = 8 * 1024
+#: Bound for one whole reply, so that a hostile server cannot grow our memory.
+MAX_REPLY_OCTETS: Final = 64 * 1024
+#: How many different one-line replies a parser remembers: "250 2.1.0 Ok" is built once.
+_REMEMBERED: Final = 64
+
+_DIGITS: Final = frozenset(b"0123456789")
+_ONE_LINE: Final = re.compile(rb"([2-5][0-9][0-9])(?: ([^\r\n]*))?\r\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One complete server reply (RFC 5321 §4.2).
+
+    Attributes:
+        code: Three digits, 200 to 599.
+        lines: The text of each line as octets, without code, separator and line end.
+    """
+
+    code: int
+    lines: tuple[bytes, ...] = (b"",)
+
+    @property
+    def severity(self) -> int:
+        """The first digit: 2 success, 3 go on, 4 transient, 5 permanent (RFC 5321 §4.2.1)."""
+        return self.code // 100
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether the reply says success."""
+        return 200 <= self.code < 300
+
+    @property
+    def enhanced(self) -> EnhancedStatusCode | None:
+        """The enhanced status code that leads the text and agrees with the code, if any."""
+        return read_enhanced(self.code, self.lines[0])
+
+    @property
+    def text(self) -> str:
+        """The reply on one line for a person: code, then the text lines joined by a visible `\\n`.
+
+        Octets that are not UTF-8 and control characters show as escapes.
+        """
+        lines = r"\n".join(show(line) for line in self.lines)
+        return f"{self.code} {lines}".rstrip()
+
+    def encode(self) -> bytes:
+        """Return the reply as a server would send it."""
+        code, last = b"%d" % self.code, len(self.lines) - 1
+        return b"".join(
+            code + (b" " if index == last else b"-") + line + b"\r\n"
+            for index, line in enumerate(self.lines)
+        )
+
+
+def show(octets: bytes) -> str:
+    """Decode octets from a peer so that they can be printed: nothing raw, nothing lost."""
+    text = octets.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class ReplyParser:
+    """Cuts a stream of octets into replies, one `next_reply` at a time."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._searched = 0  # octets of _buffer known to hold no LF
+        self._codes: list[int] = []  # of the reply being collected
+        self._lines: list[bytes] = []
+        self._octets = 0
+        self._ready: deque[Reply] = deque()
+        self._remembered: dict[bytes, Reply] = {}
+
+    def feed(self, data: bytes) -> None:
+        """Add received octets."""
+        if self._buffer or self._lines:
+            self._buffer += data
+            return
+        # Nearly every read is a run of whole one-line replies: take those without copying.
+        position, end = 0, len(data)
+        while position < end:
+            match = _ONE_LINE.match(data, position)
+            if match is None or match.end() - position > MAX_LINE_OCTETS:
+                self._buffer += data[position:]
+                return
+            position = match.end()
+            self._ready.append(self._one_line(match))
+
+    def next_reply(self) -> Reply | None:
+        """Return the next complete reply, or `None` when more octets are needed.
+
+        Raises:
+            RemoteProtocolError: What came is no reply; the parser is of no use any more.
+        """
+        if self._ready:
+            return self._ready.popleft()
+        while (line := self._next_line()) is not None:
+            code, is_last, text = _split_line(line)
+            if self._codes and self._codes[0] // 100 != code // 100:
+                # RFC 5321 §4.2.1 wants one code on every line.  Codes that differ within a class
+                # do no harm (the last one counts); a change of class leaves no answer to trust.
+                raise RemoteProtocolError("the lines of one reply disagree", line)
+            self._codes.append(code)
+            self._lines.append(text)
+            if is_last:
+                reply = Reply(code, tuple(self._lines))
+                self._codes, self._lines, self._octets = [], [], 0
+                return reply
+        return None
+
+    @property
+    def unread(self) -> int:
+        """How many octets came that no reply has been made of.
+
+        Not zero when a TLS handshake is due means that someone spoke in clear behind the
+        STARTTLS reply; they must not be believed (RFC 3207 §6).
+        """
+        ready = sum(len(reply.encode()) for reply in self._ready)
+        return ready + len(self._buffer) + self._octets
+
+    def _one_line(self, match: re.Match[bytes]) -> Reply:
+        line = match[0]
+        reply = self._remembered.get(line)
+        if reply is None:
+            reply = Reply(int(match[1]), ((match[2] or b"").rstrip(b" \t"),))
+            if len(self._remembered) < _REMEMBERED:
+                self._remembered[line] = reply
+        return reply
+
+    def _next_line(self) -> bytes | None:
+        # Resume the search where the last one stopped: O(n) over the whole reply.
+        index = self._buffer.find(b"\n", self._searched)
+        length = len(self._buffer) if index < 0 else index + 1
+        if length > MAX_LINE_OCTETS or self._octets + length > MAX_REPLY_OCTETS:
+            raise RemoteProtocolError("a reply longer than any server needs", bytes(self._buffer))
+        if index < 0:
+            self._searched = length
+            return None
+        line = bytes(self._buffer[:index])
+        del self._buffer[: index + 1]
+        self._searched = 0
+        self._octets += length
+        return line.rstrip(b"\r \t")
+
+
+def _split_line(line: bytes) -> tuple[int, bool, bytes]:
+    # Not int(line[:3]): int() also takes b" 25", b"+25" and b"2_5".
+    if len(line) < 3 or not _DIGITS.issuperset(line[:3]) or line[0] not in b"2345":
+        raise RemoteProtocolError("no reply code of 200 to 599 at the start of a reply", line)
+    separator = line[3:4]
+    if separator not in (b"", b" ", b"-", b"\t"):
+        raise RemoteProtocolError("neither space nor hyphen behind a reply code", line)
+    # RFC 5321 §4.2: clients accept a bare code with neither space nor text.
+    return int(line[:3]), separator != b"-", line[4:]

@@ -1,0 +1,52 @@
+"""Enhanced status codes (RFC 3463 §2), read from replies with the suspicion they deserve.  Knows no I/O."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+# RFC 3463 §2: class "." subject "." detail, at most three digits each and no leading zeros.
+_PATTERN: Final = re.compile(rb"([245])\.(0|[1-9]\d{0,2})\.(0|[1-9]\d{0,2})(?=[ \t]|$)")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class EnhancedStatusCode:
+    """class.subject.detail, for example 5.1.1 "bad destination mailbox address".
+
+    Attributes:
+        severity: 2 success, 4 persistent transient failure, 5 permanent failure.
+        subject: What the status is about (RFC 3463 §3), 0 to 999.
+        detail: Which condition it is, 0 to 999.
+    """
+
+    severity: int
+    subject: int
+    detail: int
+
+    def __str__(self) -> str:
+        return f"{self.severity}.{self.subject}.{self.detail}"
+
+    @classmethod
+    def parse(cls, text: str) -> EnhancedStatusCode:
+        """Read `class.subject.detail`.
+
+        Raises:
+            ValueError: The text is not one whole enhanced status code.
+        """
+        match = _PATTERN.fullmatch(text.encode())
+        if match is None:
+            raise ValueError(f"not an enhanced status code such as 5.1.1: {text[:40]!r}")
+        return cls(*map(int, match.groups()))
+
+
+def read_enhanced(code: int, line: bytes) -> EnhancedStatusCode | None:
+    """Return the enhanced status code at the start of a reply's text, if it can be trusted.
+
+    RFC 2034 §4: its class must be the reply code's first digit.  Servers do send `550 4.7.1`;
+    what contradicts itself is not used at all.
+    """
+    match = _PATTERN.match(line)
+    if match is None or int(match[1]) != code // 100:
+        return None
+    return EnhancedStatusCode(int(match[1]), int(match[2]), int(match[3]))

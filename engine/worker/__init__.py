@@ -1,0 +1,1 @@
+"""The process: command line, configuration file, signals, progress and service."""

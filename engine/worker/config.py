@@ -1,0 +1,422 @@
+"""Read the configuration: a TOML file and the `--set` options of the command line.
+
+Called by the command line before anything else happens.  All problems are collected, so that one
+run shows them all, each with the line or option it comes from.
+Not here: what single settings may be (`engine.settings`), and the sections of the worker
+(`[queue]`, `[worker]`, `[[retry]]`), which are known here and left alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import socket
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final
+
+from pydantic import ValidationError
+
+from engine.errors import ConfigError
+from engine.paths import MATCH_ALLOWED, Match, PathRule, SettingsTable
+from engine.routing.nameservers import parse_server
+from engine.routing.table import HOST_FORMS, MATCH_FORMS, RouteTable, parse_host, read_name
+from engine.settings import SECRET, Settings, explain, unavailable
+from engine.showing import show, show_key, suggest
+from engine.units import DURATION_ALLOWED, parse_duration
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Sections of the worker, and whether each is an array of tables.
+_WORKER_SECTIONS: Final[Mapping[str, bool]] = {"queue": False, "worker": False, "retry": True}
+_SECTIONS: Final = ("defaults", "paths", "routes", "routing", "dns", *_WORKER_SECTIONS)
+
+_DNS_TIMEOUT: Final = 5.0  # seconds
+
+_SERVERS_ALLOWED: Final = 'IP addresses of name servers with or without a port, as "127.0.0.1:53"'
+_ADDRESSES_ALLOWED: Final = "IP addresses of this machine; an empty list: nothing is ourselves"
+_NAMES_ALLOWED: Final = "host names of this machine"
+_PORT_ALLOWED: Final = "a number from 1 to 65535 or a TCP service that this host knows"
+
+Table = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A configuration that can be used.
+
+    Attributes:
+        table: The settings and their rules.
+        routes: Static routes, first match wins: a domain pattern and its hosts in order.
+        name_servers: `address` or `address:port`; empty: those of the system.
+        dns_timeout: Seconds for one DNS lookup, repeats included.
+        own_addresses: IP addresses that are ourselves; `None`: those of this machine; empty:
+            nothing is.
+        own_names: Host names that are ourselves.
+        sources: Where each value comes from, by key path (`defaults.port`, `paths[0].tls`):
+            `default`, `FILE:LINE` or `--set`.
+    """
+
+    table: SettingsTable
+    routes: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    name_servers: tuple[str, ...] = ()
+    dns_timeout: float = _DNS_TIMEOUT
+    own_addresses: tuple[str, ...] | None = None
+    own_names: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_config(path: Path | None, sets: Sequence[str] = ()) -> Config:
+    """Read a configuration file and lay `--set` options over its `[defaults]`.
+
+    Blocks: the file and the host's list of services are read.
+
+    Args:
+        path: The TOML file, or `None` for the defaults alone.
+        sets: `KEY=VALUE` each; the value is read as TOML, else taken as a text.  Of two for one
+            key the last wins.
+
+    Raises:
+        ConfigError: The configuration is bad; all its problems, in the order of the file.
+        OSError: The file cannot be read.
+    """
+    reader = _Reader(str(path), {}, {})
+    if path is not None:
+        octets = path.read_bytes()
+        try:
+            reader = _Reader(str(path), *_parse(octets))
+        except ConfigError as error:
+            reader.problems.extend((0, f"{path}:{line}") for line in error.problems)
+    return reader.read(sets)
+
+
+def _parse(octets: bytes) -> tuple[Table, dict[str, int]]:
+    """Parse TOML and find the line of each key; the error's problem is `LINE: found …`."""
+    try:
+        text = octets.decode()
+        return tomllib.loads(text), locate_keys(text)
+    except UnicodeDecodeError as error:
+        line = octets.count(b"\n", 0, error.start) + 1
+        problem = f"{line}: found octets that are not UTF-8; allowed TOML, which is UTF-8"
+    except tomllib.TOMLDecodeError as error:
+        what, _, place = str(error).rpartition(" (")
+        at = re.fullmatch(r"at line (\d+), column (\d+)\)", place)
+        where = f"{at[1]}:{at[2]}" if at else str(octets.count(b"\n") + 1)
+        problem = f"{where}: found {what[:1].lower()}{what[1:]}; allowed a TOML document"
+    except (RecursionError, ValueError):
+        problem = "1: found a number too long or a value too deep; allowed a TOML document"
+    raise ConfigError(problem)
+
+
+# ---- the sections -------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Goes through the sections of one document and collects problems."""
+
+    def __init__(self, file: str, document: Table, lines: Mapping[str, int]) -> None:
+        self.file = file
+        self.document = document
+        self.lines = lines
+        #: Line and text; 0 before, and infinity after, all lines of the file.
+        self.problems: list[tuple[float, str]] = []
+        self.sources = {f"defaults.{name}": "default" for name in Settings.model_fields}
+        self.sources |= dict.fromkeys(("dns.servers", "dns.timeout"), "default")
+        self.sources |= dict.fromkeys(("routing.own_addresses", "routing.own_names"), "default")
+
+    def read(self, sets: Sequence[str]) -> Config:
+        self.check_sections()
+        defaults = self.settings("defaults", self.table("defaults"))
+        rules = [self.path_rule(*item) for item in self.tables("paths")]
+        routes = [self.route(*item) for item in self.tables("routes")]
+        addresses, names = self.routing(self.table("routing"))
+        servers, timeout = self.dns(self.table("dns"))
+        changes = self.changes(sets)
+        if self.problems:
+            raise ConfigError(*(text for _, text in sorted(self.problems, key=lambda p: p[0])))
+        table = SettingsTable(Settings.model_validate({**defaults, **changes}), rules)
+        names = tuple(map(read_name, names))
+        return Config(table, tuple(routes), servers, timeout, addresses, names, self.sources)
+
+    # -- where things are, and what is wrong with them
+
+    def line(self, key: str) -> int:
+        """Find the line of a key, else of the nearest table around it, else of what is in it."""
+        place = key
+        while place and place not in self.lines:
+            place = place[: max(place.rfind("."), place.rfind("["), 0)]
+        inside = (line for name, line in self.lines.items() if name.startswith(f"{key}."))
+        return self.lines[place] if place else next(inside, 1)
+
+    def refuse(self, key: str, found: str, allowed: str) -> None:
+        line = self.line(key)
+        self.problems.append((line, f"{self.file}:{line}: {key}: found {found}; allowed {allowed}"))
+
+    def refuse_unknown(self, place: str, table: Table, known: Sequence[str]) -> None:
+        for key in table:
+            if key not in known:
+                self.refuse(f"{place}.{show_key(key)}", "an unknown name", suggest(key, known))
+            else:
+                self.note(f"{place}.{key}")
+
+    def note(self, key: str) -> None:
+        self.sources[key] = f"{self.file}:{self.line(key)}"
+
+    # -- sections in general
+
+    def check_sections(self) -> None:
+        for name, value in self.document.items():
+            if name in Settings.model_fields:
+                self.refuse(name, "a setting outside any section", "it in [defaults] or [[paths]]")
+            elif name not in _SECTIONS:
+                self.refuse(show_key(name), "an unknown section", suggest(name, _SECTIONS))
+            elif _WORKER_SECTIONS.get(name) is False and not isinstance(value, dict):
+                self.refuse(name, show(value), f"a table, [{name}]")
+            elif _WORKER_SECTIONS.get(name):
+                self.tables(name)
+
+    def table(self, name: str) -> Table:
+        value = self.document.get(name, {})
+        if isinstance(value, dict):
+            return value
+        self.refuse(name, show(value), f"a table, [{name}]")
+        return {}
+
+    def tables(self, name: str) -> list[tuple[str, Table]]:
+        value = self.document.get(name, [])
+        if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+            return [(f"{name}[{index}]", item) for index, item in enumerate(value)]
+        self.refuse(name, show(value), f"an array of tables, [[{name}]]")
+        return []
+
+    # -- single sections
+
+    def settings(self, place: str, table: Table, *others: str) -> Table:
+        self.refuse_unknown(place, table, (*Settings.model_fields, *others))
+        values = {name: value for name, value in table.items() if name in Settings.model_fields}
+        for name, value in values.items():
+            for key, found, allowed in _setting_problems(name, value):
+                self.refuse(f"{place}.{key}", found, allowed)
+        return values
+
+    def path_rule(self, place: str, table: Table) -> PathRule:
+        match = self.match(place, table, Match.parse, MATCH_ALLOWED)
+        return PathRule(match, self.settings(place, table, "match"))
+
+    def route(self, place: str, table: Table) -> tuple[str, tuple[str, ...]]:
+        self.refuse_unknown(place, table, ("match", "hosts"))
+        match = self.match(place, table, _read_route_match, MATCH_FORMS)
+        hosts = table.get("hosts")
+        if hosts == []:
+            self.refuse(f"{place}.hosts", "[]", f"one or more of: {HOST_FORMS}")
+        return match, self.texts(f"{place}.hosts", hosts, parse_host, HOST_FORMS)
+
+    def match(self, place: str, table: Table, read: Callable[[str], object], allowed: str) -> str:
+        text = table.get("match")
+        if isinstance(text, str) and _succeeds(read, text):
+            return text
+        self.refuse(f"{place}.match", show(text), allowed)
+        return "*"
+
+    def routing(self, table: Table) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+        self.refuse_unknown("routing", table, ("own_addresses", "own_names"))
+        addresses = table.get("own_addresses")
+        if addresses is not None:
+            addresses = self.texts(
+                "routing.own_addresses", addresses, ip_address, _ADDRESSES_ALLOWED
+            )
+        names = self.texts(
+            "routing.own_names", table.get("own_names", []), read_name, _NAMES_ALLOWED
+        )
+        return addresses, names
+
+    def dns(self, table: Table) -> tuple[tuple[str, ...], float]:
+        self.refuse_unknown("dns", table, ("servers", "timeout"))
+        servers = table.get("servers", [])
+        timeout = table.get("timeout", _DNS_TIMEOUT)
+        try:
+            seconds = parse_duration(timeout)
+        except ValueError:
+            self.refuse("dns.timeout", show(timeout), DURATION_ALLOWED)
+            seconds = _DNS_TIMEOUT
+        return self.texts("dns.servers", servers, parse_server, _SERVERS_ALLOWED), seconds
+
+    def texts(
+        self, key: str, value: object, read: Callable[[str], object], allowed: str
+    ) -> tuple[str, ...]:
+        """Take a list of texts, or one text; every bad item is named."""
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list):
+            self.refuse(key, show(value), allowed)
+            return ()
+        bad = [
+            show(item) for item in items if not (isinstance(item, str) and _succeeds(read, item))
+        ]
+        if bad:
+            self.refuse(key, ", ".join(bad), allowed)
+        return tuple(map(str, items))
+
+    # -- the command line
+
+    def changes(self, sets: Sequence[str]) -> Table:
+        changes: dict[str, object] = {}
+        for option in sets:
+            key, equals, text = (part.strip() for part in option.partition("="))
+            if not equals or not key:
+                # Not quoted: it may be a value whose key is missing.
+                self.problems.append((_LAST, '--set: found no "KEY="; allowed KEY=VALUE'))
+                continue
+            value = _read_value(text)
+            shown = f"--set {show_key(key)}={'…' if _may_be_secret(key, text) else _plain(text)}"
+            for _, found, allowed in (problems := _setting_problems(key, value)):
+                self.problems.append((_LAST, f"{shown}: found {found}; allowed {allowed}"))
+            if not problems:
+                changes[key] = value
+                self.sources[f"defaults.{key}"] = "--set"
+        return changes
+
+
+_LAST: Final = float("inf")
+
+
+def _setting_problems(name: str, value: object) -> list[tuple[str, str, str]]:
+    """Check one setting as the user gives it: key, what was found, what is allowed."""
+    # One at a time, so that a bad value does not hide that another is not available yet.
+    try:
+        settings = Settings.model_validate({name: value})
+    except ValidationError as error:
+        return [(problem.key, problem.found, problem.allowed) for problem in explain(error)]
+    problems = [(each.key, each.found, each.allowed) for each in unavailable(settings)]
+    if isinstance(settings.port, str) and not _is_service(settings.port):
+        problems.append(("port", show(settings.port), _PORT_ALLOWED))
+    return problems
+
+
+def _is_service(name: str) -> bool:
+    try:
+        socket.getservbyname(name, "tcp")
+    except OSError:
+        return False
+    return True
+
+
+def _succeeds(read: Callable[[str], object], text: str) -> bool:
+    try:
+        read(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_route_match(text: str) -> object:
+    return RouteTable([(text, ["192.0.2.1"])])
+
+
+def _read_value(text: str) -> object:
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    # A line end inside the text could have brought more keys along.
+    return document["value"] if document.keys() == {"value"} else text
+
+
+def _may_be_secret(key: str, text: str) -> bool:
+    # Also a mistyped `auth` or `proxy` must not show what it was given.
+    if key in Settings.model_fields:
+        return key in SECRET
+    near = difflib.get_close_matches(key.partition(".")[0], SECRET, n=1)
+    return bool(near) or "pass" in key + text or "@" in text
+
+
+def _plain(text: str) -> str:
+    return ascii(text[:80])[1:-1]
+
+
+# ---- the lines of a TOML document ---------------------------------------------------------------
+
+_PART: Final = r"""(?:[A-Za-z0-9_-]+|"(?:\\.|[^"\\\n])*"|'[^'\n]*')"""
+_KEY: Final = rf"{_PART}(?:[ \t]*\.[ \t]*{_PART})*"
+_STATEMENT: Final = re.compile(
+    rf"[ \t]*(?:(?P<open>\[\[?)[ \t]*(?P<header>{_KEY})[ \t]*\]|(?P<key>{_KEY})[ \t]*=)"
+)
+#: What may not be looked into when searching for the end of a statement.
+_TOKEN: Final = re.compile(
+    r'"""(?:\\.|[^\\])*?"""(?:"{0,2})'
+    r"|'''.*?'''(?:'{0,2})"
+    r'|"(?:\\.|[^"\\\n])*"'
+    r"|'[^'\n]*'"
+    r"|\#[^\n]*|[\[\]{}]|\n",
+    re.DOTALL,
+)
+
+
+def locate_keys(text: str) -> dict[str, int]:
+    """Find the line of every key and table header of a TOML document, which `tomllib` forgets.
+
+    Args:
+        text: A document that `tomllib` has accepted; of any other the answer means nothing.
+
+    Returns:
+        Line numbers, from 1, by key path: `defaults.port`, `paths[0]`, `paths[0].match`.  Keys of
+        inline tables are not listed: they are on the line of their table.
+    """
+    lines: dict[str, int] = {}
+    lengths: dict[str, int] = {}
+    table, position, line = "", 0, 1
+    while position < len(text):
+        statement = _STATEMENT.match(text, position)
+        end = _end_of_statement(text, statement.end() if statement else position)
+        if statement and statement["header"]:
+            table = _resolve(_split_key(statement["header"]), lengths)
+            if statement["open"] == "[[":
+                table, name = _next_element(table, lengths)
+                lines.setdefault(name, line)
+            lines.setdefault(table, line)
+        elif statement:
+            parts = [show_key(part) for part in _split_key(statement["key"])]
+            lines[".".join([table, *parts] if table else parts)] = line
+        line += text.count("\n", position, end)
+        position = end
+    return lines
+
+
+def _end_of_statement(text: str, position: int) -> int:
+    depth = 0
+    for token in _TOKEN.finditer(text, position):
+        if token[0] in "[{":
+            depth += 1
+        elif token[0] in "]}":
+            depth -= 1
+        elif token[0] == "\n" and depth <= 0:
+            return token.end()
+    return len(text)
+
+
+def _split_key(key: str) -> list[str]:
+    if "." not in key and key[0] not in "\"'":
+        return [key]
+    parts = []
+    value: object = tomllib.loads(f"{key} = 0")
+    while isinstance(value, dict):
+        ((part, value),) = value.items()
+        parts.append(part)
+    return parts
+
+
+def _resolve(parts: Sequence[str], lengths: Mapping[str, int]) -> str:
+    """Write a header's path with the index of the element that each array of tables is at."""
+    path = ""
+    for index, part in enumerate(parts, 1):
+        path = f"{path}.{show_key(part)}" if path else show_key(part)
+        if path in lengths and index < len(parts):
+            path = f"{path}[{lengths[path] - 1}]"
+    return path
+
+
+def _next_element(name: str, lengths: dict[str, int]) -> tuple[str, str]:
+    lengths[name] = lengths.get(name, 0) + 1
+    return f"{name}[{lengths[name] - 1}]", name

@@ -1,0 +1,380 @@
+"""Streams in memory, hosts that play scripts over them, and dialogues to play.
+
+Everything here runs in virtual time: with `autojump_clock` a timeout of minutes costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from engine import content as contents
+from engine.delivery.session import Timeouts, run_session
+from engine.engine import Engine
+from engine.message import Message, Recipient
+from engine.net.connector import Connection
+from engine.net.errors import ConnectFailed
+from engine.net.facts import ConnectionFacts
+from engine.net.port import port_for
+from engine.outcome import Cause, Peer, Scope
+from engine.settings import Settings
+from engine.smtp.command import Kind, hello
+from engine.smtp.stages import Stage
+from engine.testing.script import ScriptMismatchError, parse_script
+from engine.testing.server import play
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    from engine.delivery.session import Session
+    from engine.net.options import ConnectOptions
+    from engine.outcome import Outcome
+    from engine.route import Candidate
+
+#: Longer than any timeout of a client; a scripted server waits that long for it.
+PATIENT = 1e6
+CONTENT = b"Subject: hello\r\n\r\nhello\r\n"
+
+# ---- streams -------------------------------------------------------------------------------------
+
+
+class Pipe:
+    """Octets in one direction, at most `capacity` under way, like a socket's buffers."""
+
+    def __init__(self, capacity: float = math.inf) -> None:
+        self.capacity = capacity
+        self.octets = bytearray()
+        self.is_ended = False  # the writer has said its last
+        self.is_broken = False  # the reader is gone
+        self._changed = trio.Event()
+
+    def put(self, data: bytes) -> int:
+        taken = data[: int(min(len(data), self.capacity - len(self.octets)))]
+        self.octets += taken
+        self.notify()
+        return len(taken)
+
+    def take(self, most: int) -> bytes:
+        taken = bytes(self.octets[:most])
+        del self.octets[:most]
+        self.notify()
+        return taken
+
+    def notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def change(self) -> None:
+        await self._changed.wait()
+
+
+class MemoryStream(trio.abc.HalfCloseableStream):
+    """One end of a connection in memory: a `ByteStream`, and a stream of Trio's.
+
+    `writes` holds what each write put on its way.
+    """
+
+    def __init__(self, incoming: Pipe, outgoing: Pipe) -> None:
+        self.incoming, self.outgoing = incoming, outgoing
+        self.writes: list[bytes] = []
+        self.is_closed = False
+
+    def send_nowait(self, data) -> int:
+        if self.is_closed or self.outgoing.is_ended:
+            raise trio.ClosedResourceError
+        if self.outgoing.is_broken:
+            raise trio.BrokenResourceError
+        taken = self.outgoing.put(bytes(data))
+        if taken:
+            self.writes.append(bytes(data[:taken]))
+        return taken
+
+    async def send_all(self, data) -> None:
+        sent = self.send_nowait(data)
+        while sent < len(data):
+            await self.outgoing.change()
+            sent += self.send_nowait(data[sent:])
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_octets=None) -> bytes:
+        await trio.lowlevel.checkpoint()
+        while True:
+            if self.is_closed:
+                raise trio.ClosedResourceError
+            if self.incoming.octets:
+                return self.incoming.take(max_octets or 65536)
+            if self.incoming.is_ended:
+                return b""
+            await self.incoming.change()
+
+    async def send_eof(self) -> None:
+        self.outgoing.is_ended = True
+        self.outgoing.notify()
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        self.is_closed = self.outgoing.is_ended = self.incoming.is_broken = True
+        self.outgoing.notify()
+        self.incoming.notify()
+
+    async def aclose(self) -> None:
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    # What a test does at the server's end.
+
+    async def say(self, *lines: str) -> None:
+        """Send lines, then let everybody react."""
+        self.send_nowait("".join(f"{line}\r\n" for line in lines).encode())
+        await wait_all_tasks_blocked()
+
+    async def hear(self) -> bytes:
+        """Let everybody come to rest, then return what was said since the last time."""
+        await wait_all_tasks_blocked()
+        return self.incoming.take(1 << 30)
+
+
+def link(capacity: float = math.inf) -> tuple[MemoryStream, MemoryStream]:
+    """Make the two ends of a connection; `capacity` bounds what the first has under way."""
+    there, back = Pipe(capacity), Pipe()
+    return MemoryStream(back, there), MemoryStream(there, back)
+
+
+# ---- sessions ------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def open_session(
+    timeouts: Timeouts | None = None, *, capacity: float = math.inf
+) -> AsyncIterator[tuple[Session, MemoryStream, MemoryStream]]:
+    """Run a session that was greeted: it, our stream, and the server's end."""
+    client, server = link(capacity)
+    async with run_session(client, timeouts or Timeouts()) as session:
+        server.send_nowait(b"220 mx.test\r\n")
+        assert (await session.reply()).command.kind is Kind.CONNECT
+        server.send_nowait(b"250 mx.test\r\n")
+        await session.exchange(hello(Kind.EHLO, "me.test"))
+        await server.hear()
+        yield session, client, server
+
+
+# ---- hosts that play scripts ---------------------------------------------------------------------
+
+
+class Hosts:
+    """A connector to hosts in memory; each plays its script's connections one after another.
+
+    Args:
+        scripts: By IP address.  A host that is not there refuses; so does one whose script has no
+            more connections.
+        drip: Whether servers write one octet at a time.
+
+    Attributes:
+        made: The address of each connection, in the order they were asked for.
+        contents: What came behind DATA, in order.
+        streams: Our end of each connection.
+        mismatches: How clients left the script; the first is raised by `scripted`.
+    """
+
+    def __init__(
+        self, scripts: Mapping[str, str], *, drip: bool = False, capacity: float = math.inf
+    ) -> None:
+        self.made: list[str] = []
+        self.contents: list[bytes] = []
+        self.streams: list[MemoryStream] = []
+        self.mismatches: list[ScriptMismatchError] = []
+        self._scripts = {at: list(parse_script(text)) for at, text in scripts.items()}
+        self._drip = drip
+        self._capacity = capacity
+        self.nursery: trio.Nursery | None = None
+
+    async def connect(self, candidate: Candidate, options: ConnectOptions) -> Connection:
+        await trio.lowlevel.checkpoint()
+        self.made.append(candidate.address)
+        port = port_for(candidate, options)
+        left = self._scripts.get(candidate.address)
+        if not left:
+            peer = Peer(candidate.host, candidate.address, port)
+            text = f"connect to {peer}: Connection refused"
+            raise ConnectFailed(Stage.CONNECT, Cause.REFUSED, Scope.HOST, text)
+        client, server = link(self._capacity)
+        self.streams.append(client)
+        assert self.nursery is not None
+        self.nursery.start_soon(self._play, left.pop(0), server)
+        return connection_to(candidate, client, port)
+
+    async def _play(self, steps, server: MemoryStream) -> None:
+        try:
+            self.contents += await play(steps, server, drip=self._drip, deadline=PATIENT)
+        except ScriptMismatchError as error:
+            self.mismatches.append(error)
+        finally:
+            server.close()
+
+    @property
+    def unplayed(self) -> dict[str, int]:
+        """How many connections of each script nobody made."""
+        return {at: len(left) for at, left in self._scripts.items() if left}
+
+
+def connection_to(candidate: Candidate, stream, port: int = 25) -> Connection:
+    """Say of a stream that it leads to a candidate."""
+    return Connection(
+        stream,
+        ConnectionFacts(
+            host=candidate.host,
+            address=candidate.address,
+            port=port,
+            local_address="198.51.100.9",
+            local_port=40000,
+            is_ipv6=candidate.is_ipv6,
+            interface=None,
+            proxy=None,
+            fast_open="off",
+            connect_seconds=0.0,
+        ),
+    )
+
+
+@asynccontextmanager
+async def scripted(
+    scripts: str | Mapping[str, str], *, drip: bool = False, **more: float
+) -> AsyncIterator[Hosts]:
+    """Run hosts; a script alone is that of 192.0.2.1.  What clients did wrong raises on leaving."""
+    by_address = {"192.0.2.1": scripts} if isinstance(scripts, str) else scripts
+    hosts = Hosts(by_address, drip=drip, **more)
+    failure: Exception | None = None
+    async with trio.open_nursery() as hosts.nursery:
+        try:
+            yield hosts
+            # Servers that stall never end by themselves.
+            await wait_all_tasks_blocked()
+        except Exception as error:  # noqa: BLE001 - raised below, without a group around it
+            failure = error
+        hosts.nursery.cancel_scope.cancel()
+    if hosts.mismatches:
+        raise hosts.mismatches[0] from failure
+    if failure is not None:
+        raise failure
+    assert all(stream.is_closed for stream in hosts.streams)
+    assert not hosts.unplayed
+
+
+# ---- messages and engines ------------------------------------------------------------------------
+
+
+def message(
+    *recipients: str, content: bytes = CONTENT, sender: str = "s@me.test", **more: object
+) -> Message:
+    """Make a message, to `a@x.test` where nothing is said."""
+    return Message(
+        str(more.pop("id", "")),
+        Message.parse_sender(sender),
+        tuple(Recipient.parse(recipient) for recipient in recipients or ("a@x.test",)),
+        more.pop("body", None) or contents.from_octets(content),
+        **more,
+    )
+
+
+def settings(**more: object) -> Settings:
+    """Make settings with our name in them."""
+    return Settings(helo_name="me.test", **more)
+
+
+async def deliver(
+    hosts: Hosts,
+    *messages: Message,
+    routes: Sequence[str] = ("192.0.2.1",),
+    options: Mapping[str, object] | None = None,
+    **more: object,
+) -> list[Outcome]:
+    """Send messages by one engine, one after another is settled; return the outcomes in order."""
+    found: list[Outcome] = []
+    more.setdefault("routes", [("*", list(routes))])
+    more.setdefault("connector", hosts)
+    async with Engine(settings(**(options or {})), **more) as engine:
+        for each in messages:
+            await engine.submit(each)
+            found += [await engine.outcomes.receive() for _ in each.recipients]
+    assert [left async for left in engine.outcomes] == []
+    assert engine.statistics().in_flight == 0
+    assert engine.statistics().connections_open == 0
+    return found
+
+
+def told(outcomes: Sequence[Outcome]) -> list[str]:
+    """Put outcomes as `recipient status scope stage cause code`, sorted by recipient."""
+    return sorted(
+        " ".join(
+            str(part)
+            for part in (
+                outcome.recipient,
+                outcome.status,
+                outcome.scope or "-",
+                outcome.stage,
+                outcome.cause,
+                outcome.reply.code if outcome.reply else "-",
+            )
+        )
+        for outcome in outcomes
+    )
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Wait, in real time, until something is so."""
+    with trio.fail_after(seconds):
+        while not condition():
+            await trio.sleep(0.001)
+
+
+# ---- dialogues -----------------------------------------------------------------------------------
+
+
+def greeted(*extensions: str) -> str:
+    """The opening of a connection, up to and with the reply to EHLO."""
+    names = ["mx.test", *extensions]
+    lines = [f"S: 250-{name}" for name in names[:-1]] + [f"S: 250 {names[-1]}"]
+    return "\n".join(["S: 220 mx.test", "C: EHLO me.test", *lines, ""])
+
+
+def transaction(
+    *rcpts: tuple[str, str],
+    pipelined: bool,
+    mail: str = "250 sender ok",
+    data: str = "354 go on",
+    final: str = "250 2.0.0 queued",
+    sender: str = "s@me.test",
+) -> str:
+    """One mail transaction, as a client drives it that does what the replies call for.
+
+    Args:
+        rcpts: Each recipient and the reply to it.
+        pipelined: Whether the client may say the envelope in one go.
+        mail: The reply to MAIL.
+        data: The reply to DATA, where it comes to that.
+        final: The reply to the content, where it comes to that.
+        sender: The reverse-path.
+    """
+    asked = [(f"MAIL FROM:<{sender}>", mail)]
+    asked += [(f"RCPT TO:<{recipient}>", reply) for recipient, reply in rcpts]
+    is_wanted = mail[0] == "2" and any(reply[0] == "2" for _, reply in rcpts)
+    if pipelined or is_wanted:
+        asked.append(("DATA", data))
+    if not pipelined and mail[0] != "2":
+        asked = asked[:1]
+    lines = []
+    if pipelined:
+        lines += [f"C: {command}" for command, _ in asked]
+        lines += [f"S: {reply}" for _, reply in asked]
+    else:
+        for command, reply in asked:
+            lines += [f"C: {command}", f"S: {reply}"]
+    if asked[-1][0] == "DATA" and data[0] == "3":
+        lines += ["C= the content, or a lone dot", f"S: {final}"]
+    return "\n".join([*lines, ""])

@@ -1,0 +1,127 @@
+"""Exim: a daemon with a configuration and a spool of its own, delivering to files."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tests.servers.mail_server import MailServer
+from tests.servers.mailbox import Maildir
+from tests.servers.process import HOST, free_port, home, running
+from tests.servers.provision import superuser, unpacked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONFIGURATION = """\
+exim_path = {program}
+spool_directory = {home}/spool
+log_file_path = {home}/log/%slog
+pid_file_path = {home}/spool/pid
+# Deliveries run as Exim's own user, so a daemon that root did not install needs no set-uid bit.
+deliver_drop_privilege = true
+keep_environment =
+
+primary_hostname = exim.test
+local_interfaces = {host}
+daemon_smtp_ports = {port}
+disable_ipv6 = true
+acl_smtp_rcpt = recipient
+acl_smtp_data = accept
+message_size_limit = 64M
+
+chunking_advertise_hosts = *
+pipelining_connect_advertise_hosts = *
+smtputf8_advertise_hosts = *
+dsn_advertise_hosts = *
+prdr_enable = true
+tls_advertise_hosts =
+
+# What the client sends stays as it is.
+return_path_remove = false
+envelope_to_remove = false
+delivery_date_remove = false
+
+# Every test at full speed: no DNS, no ident, no limits on clients, delivery at once.
+host_lookup =
+rfc1413_hosts =
+smtp_accept_max = 500
+smtp_accept_max_per_connection = 0
+smtp_accept_queue_per_connection = 0
+smtp_connect_backlog = 500
+recipients_max = 0
+message_logs = false
+
+begin acl
+
+recipient:
+  deny  recipients = nobody@ok.test
+        message    = 550 5.1.1 no such user here
+  defer recipients = defer@ok.test
+        message    = 451 4.7.1 come back later
+  deny  !domains   = ok.test
+        message    = 550 5.7.1 relaying is not permitted
+  accept
+
+begin routers
+
+store:
+  driver = accept
+  domains = ok.test
+  transport = store
+
+# Bounces to the senders of test mail go nowhere; there is no DNS to find their servers with.
+nowhere:
+  driver = redirect
+  data = :blackhole:
+
+begin transports
+
+store:
+  driver = appendfile
+  directory = {mail}
+  create_directory = false
+  maildir_format
+  batch_max = 1000
+  return_path_add
+  envelope_to_add
+  message_prefix =
+  message_suffix =
+"""
+
+CAPABILITIES = "SIZE 8BITMIME DSN PIPELINING PIPECONNECT CHUNKING PRDR SMTPUTF8 HELP"
+
+
+@contextmanager
+def start() -> Iterator[MailServer]:
+    """Run Exim for the length of the block."""
+    program = unpacked("usr/sbin/exim4")
+    superuser("Exim")
+    with home("exim") as folder:
+        mailbox = Maildir.create(folder, "Debian-exim", "Envelope-To")
+        port = free_port()
+        for name in ("spool", "log"):
+            (folder / name).mkdir(mode=0o750)
+            shutil.chown(folder / name, "Debian-exim", "Debian-exim")
+        configuration = folder / "exim.conf"
+        configuration.write_text(
+            CONFIGURATION.format(
+                program=program, home=folder, host=HOST, port=port, mail=mailbox.path
+            )
+        )
+        with running(
+            "Exim",
+            [program, "-C", configuration, "-bdf", "-q1h"],
+            folder,
+            logs=[folder / "log/mainlog", folder / "log/paniclog"],
+        ) as process:
+            process.wait_for_port(port)
+            yield MailServer(
+                name="exim",
+                port=port,
+                mailbox=mailbox,
+                capabilities=frozenset(CAPABILITIES.split()),
+                features="one copy for all recipients of a message; PRDR accepts for everyone",
+                process=process,
+            )

@@ -1,0 +1,93 @@
+"""The pytest fixtures: every server as a fixture, and one that goes through all mail servers.
+
+`tests/conftest.py` makes them known. Servers start when the first test asks for them and run until
+the session ends; a test that asks for one gets it with an empty mailbox.
+"""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.servers.unbound import NameServer
+from tests.servers.unbound import start as start_unbound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.servers.mail_server import MailServer
+
+MAIL_SERVERS = ("aiosmtpd", "smtp-sink", "postfix", "exim", "opensmtpd")
+"""The ids of `mail_server`. To pick some:
+`@pytest.mark.parametrize("mail_server", ["postfix", "exim"], indirect=True)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """The mail servers that run so far."""
+
+    stack: ExitStack
+    running: dict[str, MailServer] = field(default_factory=dict)
+
+    def take(self, name: str) -> MailServer:
+        """The server `name` with an empty mailbox, started if this is the first time."""
+        if name not in self.running:
+            module = importlib.import_module(f"tests.servers.{name.replace('-', '_')}")
+            self.running[name] = self.stack.enter_context(module.start())
+        server = self.running[name]
+        server.clear()
+        return server
+
+
+@pytest.fixture(scope="session")
+def mail_servers() -> Iterator[Shelf]:
+    """All mail servers of this session; they are stopped when it ends."""
+    with ExitStack() as stack:
+        yield Shelf(stack)
+
+
+@pytest.fixture(params=MAIL_SERVERS)
+def mail_server(request: pytest.FixtureRequest, mail_servers: Shelf) -> MailServer:
+    """Each mail server in turn."""
+    return mail_servers.take(request.param)
+
+
+@pytest.fixture
+def aiosmtpd_server(mail_servers: Shelf) -> MailServer:
+    """aiosmtpd, in a thread of this process."""
+    return mail_servers.take("aiosmtpd")
+
+
+@pytest.fixture
+def smtp_sink_server(mail_servers: Shelf) -> MailServer:
+    """Postfix's smtp-sink."""
+    return mail_servers.take("smtp-sink")
+
+
+@pytest.fixture
+def postfix_server(mail_servers: Shelf) -> MailServer:
+    """Postfix."""
+    return mail_servers.take("postfix")
+
+
+@pytest.fixture
+def exim_server(mail_servers: Shelf) -> MailServer:
+    """Exim."""
+    return mail_servers.take("exim")
+
+
+@pytest.fixture
+def opensmtpd_server(mail_servers: Shelf) -> MailServer:
+    """OpenSMTPD."""
+    return mail_servers.take("opensmtpd")
+
+
+@pytest.fixture
+def name_server() -> Iterator[Callable[[str], NameServer]]:
+    """Starts an unbound that serves the records it is given; stopped after the test."""
+    with ExitStack() as stack:
+        yield lambda records: stack.enter_context(start_unbound(records))

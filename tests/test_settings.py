@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from engine.settings import NOT_YET, Settings, check_available, explain
+from engine.units import DURATION_ALLOWED
+
+#: Contract section by section; a change here is a breaking change.
+DEFAULTS = {
+    "helo_name": None,
+    "interface": (),
+    "interface_strict": False,
+    "port": None,
+    "protocol": "smtp",
+    "connect_timeout": 300.0,
+    "greeting_timeout": 300.0,
+    "command_timeout": 300.0,
+    "data_timeout": 300.0,
+    "final_timeout": 600.0,
+    "quit_timeout": 1.0,
+    "idle_timeout": 5.0,
+    "keepalive": True,
+    "dscp": None,
+    "fast_open": "connect",
+    "proxy": (),
+    "esmtp": True,
+    "pipelining": True,
+    "early_pipelining": False,
+    "chunking": True,
+    "prdr": True,
+    "quit_pipelining": True,
+    "stream_depth": "auto",
+    "one_flight_octets": 65536,
+    "size_addition": 1024,
+    "max_line_length": 998,
+    "multi_domain": True,
+    "utf8_downconvert": "auto",
+    "lmtp_ignore_quota": False,
+    "tls": "opportunistic",
+    "tls_fallback_to_clear": True,
+    "tls_ca_file": None,
+    "tls_certificate": None,
+    "tls_private_key": None,
+    "tls_sni": None,
+    "tls_ciphers": None,
+    "tls_min_version": "1.2",
+    "tls_resumption": True,
+    "dane": "try",
+    "mta_sts": "on",
+    "auth": None,
+    "auth_required": False,
+    "auth_in_clear": False,
+    "authenticated_sender": None,
+    "max_recipients_per_transaction": 100,
+    "max_messages_per_connection": 500,
+    "max_connections": 20,
+    "max_hosts_tried": 5,
+    "max_hosts_tried_hard": 50,
+    "serialize": False,
+    "address_family": "any",
+}
+
+TIMES = [name for name in DEFAULTS if name.endswith("_timeout")]
+FLAGS = [name for name, value in DEFAULTS.items() if isinstance(value, bool)]
+COUNTS = [
+    "one_flight_octets",
+    "max_line_length",
+    "max_recipients_per_transaction",
+    "max_messages_per_connection",
+]
+LIMITS = ["max_connections", "max_hosts_tried", "max_hosts_tried_hard"]
+
+
+def problems(**values: object) -> list[str]:
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate(values)
+    return [str(problem) for problem in explain(caught.value)]
+
+
+# ---- values --------------------------------------------------------------------------------------
+
+
+def test_every_setting_has_its_default():
+    assert Settings().model_dump() == DEFAULTS
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_each_default_can_be_given_and_stays_what_it_is(name: str):
+    assert getattr(Settings.model_validate({name: DEFAULTS[name]}), name) == DEFAULTS[name]
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValidationError):
+        Settings().port = 26  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_times_are_numbers_of_seconds_or_text(name: str):
+    assert getattr(Settings.model_validate({name: "1h30m"}), name) == 5400.0
+    assert getattr(Settings.model_validate({name: 2}), name) == 2.0
+    assert problems(**{name: 0}) == [f"{name}: found 0; allowed {DURATION_ALLOWED}"]
+    assert problems(**{name: "5"}) == [f'{name}: found "5"; allowed {DURATION_ALLOWED}']
+    assert problems(**{name: True}) == [f"{name}: found true; allowed {DURATION_ALLOWED}"]
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_flags_are_true_or_false_and_nothing_like_it(name: str):
+    assert getattr(Settings.model_validate({name: not DEFAULTS[name]}), name) is not DEFAULTS[name]
+    assert problems(**{name: "yes"}) == [f'{name}: found "yes"; allowed true or false']
+    assert problems(**{name: 1}) == [f"{name}: found 1; allowed true or false"]
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_start_at_zero(name: str):
+    assert getattr(Settings.model_validate({name: 0}), name) == 0
+    assert problems(**{name: -1}) == [f"{name}: found -1; allowed a whole number, 0 or more"]
+    assert problems(**{name: "5"}) == [f'{name}: found "5"; allowed a whole number, 0 or more']
+    assert problems(**{name: 5.0}) == [f"{name}: found 5.0; allowed a whole number, 0 or more"]
+    assert problems(**{name: True}) == [f"{name}: found true; allowed a whole number, 0 or more"]
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limits_start_at_one(name: str):
+    assert getattr(Settings.model_validate({name: 1}), name) == 1
+    assert problems(**{name: 0}) == [f"{name}: found 0; allowed a whole number, 1 or more"]
+
+
+def test_size_addition_may_be_negative():
+    assert Settings(size_addition=-1).size_addition == -1
+    assert problems(size_addition=1.5) == [
+        "size_addition: found 1.5; allowed a whole number",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("protocol", ["smtp", "lmtp", "smtps"]),
+        ("fast_open", ["off", "connect", "commands"]),
+        ("utf8_downconvert", ["never", "auto", "always"]),
+        ("tls", ["off", "opportunistic", "require", "verify"]),
+        ("tls_min_version", ["1.2", "1.3"]),
+        ("dane", ["off", "try", "require"]),
+        ("mta_sts", ["off", "on"]),
+        ("address_family", ["any", "ipv4", "ipv6", "prefer-ipv4", "prefer-ipv6"]),
+    ],
+)
+def test_choices_take_their_words_only(name: str, words: list[str]):
+    for word in words:
+        assert getattr(Settings.model_validate({name: word}), name) == word
+    allowed = ", ".join(f'"{word}"' for word in words)
+    assert problems(**{name: "maybe"}) == [f'{name}: found "maybe"; allowed {allowed}']
+    assert problems(**{name: False}) == [f"{name}: found false; allowed {allowed}"]
+
+
+@pytest.mark.parametrize("name", ["helo_name", "port", "tls_ca_file", "tls_sni"])
+def test_an_empty_text_takes_a_setting_back(name: str):
+    assert getattr(Settings.model_validate({name: ""}), name) is None
+
+
+def test_text_settings_refuse_control_characters():
+    assert problems(tls_ca_file="a\0b", tls_sni="a b", tls_ciphers=5) == [
+        'tls_ca_file: found "a\\x00b"; allowed a file name',
+        'tls_sni: found "a b"; allowed a domain name',
+        "tls_ciphers: found 5; allowed a cipher list",
+    ]
+    assert problems(authenticated_sender="<a@b.test>") == [
+        'authenticated_sender: found "<a@b.test>"; allowed a mailbox without angle brackets'
+    ]
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    assert problems(chunkin=True) == [
+        'chunkin: found an unknown name; allowed a known name; did you mean "chunking"?'
+    ]
+    names = ", ".join(DEFAULTS)
+    assert problems(zzz=1) == [f"zzz: found an unknown name; allowed one of {names}"]
+
+
+def test_all_problems_are_reported_at_once():
+    assert len(problems(port=0, tls="x", nonsense=1, dscp="x")) == 4
+
+
+def test_secrets_never_show_in_repr_or_text():
+    settings = Settings.model_validate(
+        {
+            "proxy": "socks5://me:s3cret@h.test",
+            "auth": {"username": "me", "password": "s3cret"},
+        }
+    )
+    assert settings.auth is not None
+    assert settings.auth.password is not None
+    assert settings.auth.password.get_secret_value() == "s3cret"
+    for text in (repr(settings), str(settings), str(settings.proxy[0]), f"{settings.auth}"):
+        assert "s3cret" not in text
+
+
+# ---- not available yet ---------------------------------------------------------------------------
+
+
+def test_the_defaults_ask_for_nothing_that_is_missing():
+    assert check_available(Settings()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("protocol", "lmtp", 'found "lmtp", not available yet; allowed "smtp"'),
+        ("dscp", "ef", 'found "ef", not available yet; allowed "off"'),
+        ("fast_open", "connect", 'found "connect", not available yet; allowed "off"'),
+        (
+            "proxy",
+            "socks5://u:s3cret@h",
+            'found a value (not shown), not available yet; allowed "off"',
+        ),
+        ("early_pipelining", True, "found true, not available yet; allowed false"),
+        ("chunking", True, "found true, not available yet; allowed false"),
+        ("prdr", True, "found true, not available yet; allowed false"),
+        ("quit_pipelining", True, "found true, not available yet; allowed false"),
+        ("stream_depth", 4, 'found 4, not available yet; allowed 1 or "auto"'),
+        (
+            "utf8_downconvert",
+            "always",
+            'found "always", not available yet; allowed "never" or "auto"',
+        ),
+        ("lmtp_ignore_quota", True, "found true, not available yet; allowed false"),
+        ("tls", "opportunistic", 'found "opportunistic", not available yet; allowed "off"'),
+        ("tls", "verify", 'found "verify", not available yet; allowed "off"'),
+        ("tls_fallback_to_clear", False, "found false, not available yet; allowed true"),
+        ("tls_ca_file", "ca.pem", 'found "ca.pem", not available yet; allowed ""'),
+        ("tls_certificate", "a.pem", 'found "a.pem", not available yet; allowed ""'),
+        ("tls_private_key", "a.key", 'found "a.key", not available yet; allowed ""'),
+        ("tls_sni", "a.test", 'found "a.test", not available yet; allowed ""'),
+        ("tls_ciphers", "HIGH", 'found "HIGH", not available yet; allowed ""'),
+        (
+            "tls_min_version",
+            "1.3",
+            'found "1.3", not available yet; allowed no value: leave it out',
+        ),
+        ("tls_resumption", True, "found true, not available yet; allowed false"),
+        ("dane", "try", 'found "try", not available yet; allowed "off"'),
+        ("mta_sts", "on", 'found "on", not available yet; allowed "off"'),
+        (
+            "auth",
+            {"username": "u", "password": "s3cret"},
+            'found a value (not shown), not available yet; allowed "off"',
+        ),
+        ("auth_required", True, "found true, not available yet; allowed false"),
+        ("auth_in_clear", True, "found true, not available yet; allowed false"),
+        ("authenticated_sender", "a@b.test", 'found "a@b.test", not available yet; allowed ""'),
+        ("serialize", True, "found true, not available yet; allowed false"),
+    ],
+)
+def test_asking_for_what_is_not_built_is_refused(name: str, value: object, expected: str):
+    assert check_available(Settings.model_validate({name: value})) == [f"{name}: {expected}"]
+
+
+def test_every_setting_that_is_not_built_accepts_its_way_of_being_off():
+    values = {name: accepted[0] for name, accepted in NOT_YET.items() if accepted}
+    assert check_available(Settings.model_validate(values)) == []
+
+
+def test_settings_that_are_built_may_be_given():
+    built = {name: value for name, value in DEFAULTS.items() if name not in NOT_YET}
+    assert check_available(Settings.model_validate(built)) == []
+
+
+def test_importing_the_settings_and_their_rules_brings_in_no_event_loop_and_no_tls():
+    script = (
+        "import sys, pydantic, pydantic.functional_validators; before = set(sys.modules); "
+        "import engine.settings, engine.paths; loaded = set(sys.modules) - before; "
+        "print(*{'trio', 'ssl', 'idna', 'difflib', 'shlex'} & loaded)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""

@@ -1,0 +1,637 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.errors import ConfigError
+from engine.paths import MATCH_ALLOWED, PathRule
+from engine.routing.table import HOST_FORMS, MATCH_FORMS
+from engine.settings import Settings
+from engine.units import DURATION_ALLOWED
+from engine.worker import config as config_module
+from engine.worker.config import Config, load_config, locate_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Write = Callable[[str | bytes], Path]
+
+SECTIONS = "defaults, paths, routes, dns, queue, worker, retry"
+SERVERS_ALLOWED = 'IP addresses of name servers with or without a port, as "127.0.0.1:53"'
+PROXY_ALLOWED = '"socks5://[user:pass@]host[:port]" or "haproxy://host[:port]": one, or a list'
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Write `engine.toml`, in the current folder so that error lines begin with a short name."""
+    monkeypatch.chdir(tmp_path)
+
+    def write_file(text: str | bytes) -> Path:
+        path = Path("engine.toml")
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return path
+
+    return write_file
+
+
+@pytest.fixture(autouse=True)
+def services(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines differ in the services they know; this one knows `submission`."""
+
+    def getservbyname(name: str, protocol: str) -> int:
+        if (name, protocol) != ("submission", "tcp"):
+            raise OSError("service/proto not found")
+        return 587
+
+    monkeypatch.setattr(config_module.socket, "getservbyname", getservbyname)
+
+
+def problems(path: Path | None, sets: Sequence[str] = ()) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, sets)
+    return list(caught.value.problems)
+
+
+# ---- good configurations --------------------------------------------------------------------------
+
+
+def test_without_a_file_everything_is_default():
+    config = load_config(None)
+
+    assert config.table.defaults == Settings()
+    assert config.table.defaults.model_fields_set == set()
+    assert (config.table.rules, config.routes, config.name_servers) == ((), (), ())
+    assert config.dns_timeout == 5.0
+    assert config.sources["defaults.port"] == "default"
+    assert len(config.sources) == len(Settings.model_fields) + 2
+    assert set(config.sources.values()) == {"default"}
+
+
+def test_a_whole_file_is_read(write: Write):
+    path = write("""\
+[defaults]
+port = 2525
+command_timeout = "2m"
+interface = "192.0.2.1"
+
+[[paths]]
+match = "*.example.net"
+max_connections = 2
+
+[[paths]]
+match = "192.0.2.0/24"
+
+[[routes]]
+match = "*.test"
+hosts = ["127.0.0.1:2525", "[::1]:2525"]
+
+[[routes]]
+match = "*"
+hosts = "smart.example.net"
+
+[dns]
+servers = ["127.0.0.1:5353", "::1"]
+timeout = "2s"
+
+[queue]
+path = "spool.sqlite"
+
+[worker]
+processes = 1
+
+[[retry]]
+match = "*"
+steps = ["5m"]
+""")
+
+    config = load_config(path, ["max_connections=7"])
+
+    assert config.table.defaults == Settings(
+        port=2525, command_timeout=120.0, interface=("192.0.2.1",), max_connections=7
+    )
+    assert config.table.rules == (
+        PathRule("*.example.net", {"max_connections": 2}),
+        PathRule("192.0.2.0/24", {}),
+    )
+    assert config.routes == (
+        ("*.test", ("127.0.0.1:2525", "[::1]:2525")),
+        ("*", ("smart.example.net",)),
+    )
+    assert config.name_servers == ("127.0.0.1:5353", "::1")
+    assert config.dns_timeout == 2.0
+
+
+def test_each_value_knows_where_it_comes_from(write: Write):
+    path = write("""\
+[defaults]
+port = 2525
+idle_timeout = 3
+[[paths]]
+match = "*"
+
+keepalive = false
+[dns]
+timeout = 1
+[[routes]]
+match = "*"
+hosts = "h.test"
+""")
+
+    sources = load_config(path, ["idle_timeout=4"]).sources
+
+    assert sources["defaults.port"] == "engine.toml:2"
+    assert sources["defaults.idle_timeout"] == "--set"
+    assert sources["defaults.keepalive"] == "default"
+    assert sources["paths[0].match"] == "engine.toml:5"
+    assert sources["paths[0].keepalive"] == "engine.toml:7"
+    assert sources["dns.timeout"] == "engine.toml:9"
+    assert sources["dns.servers"] == "default"
+    assert sources["routes[0].hosts"] == "engine.toml:12"
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "[defaults]\n", "[defaults]\r\n"])
+def test_an_empty_file_is_a_configuration(write: Write, text: str):
+    assert load_config(write(text)).table.defaults == Settings()
+
+
+def test_a_service_that_the_host_knows_is_a_port(write: Write):
+    path = write('[defaults]\nport = "submission"\n')
+    assert load_config(path).table.defaults.port == "submission"
+
+
+def test_rules_are_laid_over_the_defaults(write: Write):
+    path = write('[defaults]\nport = 26\n[[paths]]\nmatch = "a.test"\nkeepalive = false\n')
+    table = load_config(path, ["idle_timeout=1m"]).table
+
+    merged = table.settings(table.matching(domain="a.test", site="mx.a.test"))
+
+    assert (merged.port, merged.keepalive, merged.idle_timeout) == (26, False, 60.0)
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(AttributeError):
+        load_config(None).routes = ()  # type: ignore[misc]
+
+
+# ---- the file itself ------------------------------------------------------------------------------
+
+
+def test_a_file_that_cannot_be_read_is_an_os_error(tmp_path: Path):
+    with pytest.raises(FileNotFoundError):
+        load_config(tmp_path / "missing.toml")
+    with pytest.raises(IsADirectoryError):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "[defaults]\nport = \n",
+            "engine.toml:2:8: found invalid value; allowed a TOML document",
+        ),
+        (
+            "[defaults]\nport = 1\nport = 2\n",
+            "engine.toml:3:9: found cannot overwrite a value; allowed a TOML document",
+        ),
+        (
+            '[defaults]\ntls = """\n\n',
+            "engine.toml:4: found unterminated string; allowed a TOML document",
+        ),
+        (
+            b"[defaults]\n# caf\xe9\n",
+            "engine.toml:2: found octets that are not UTF-8; allowed TOML, which is UTF-8",
+        ),
+        (
+            f"port = {'9' * 5000}",
+            "engine.toml:1: found a number too long or a value too deep; allowed a TOML document",
+        ),
+        (
+            f"port = {'[' * 5000}",
+            "engine.toml:1: found a number too long or a value too deep; allowed a TOML document",
+        ),
+    ],
+    ids=["value", "twice", "open string", "latin-1", "huge number", "deep"],
+)
+def test_bad_toml_is_refused_with_its_line(write: Write, text: str | bytes, expected: str):
+    assert problems(write(text)) == [expected]
+
+
+def test_bad_toml_does_not_hide_a_bad_option(write: Write):
+    assert problems(write("port ="), ["keepalive=yes"]) == [
+        "engine.toml:1: found invalid value; allowed a TOML document",
+        '--set keepalive=yes: found "yes"; allowed true or false',
+    ]
+
+
+# ---- sections and keys ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "[defalts]\n",
+            (
+                "engine.toml:1: defalts: found an unknown section; "
+                'allowed a known name; did you mean "defaults"?'
+            ),
+        ),
+        ("\n[zzz.y]\n", f"engine.toml:2: zzz: found an unknown section; allowed one of {SECTIONS}"),
+        (
+            '"a\\nb" = 1\n',
+            f'engine.toml:1: "a\\nb": found an unknown section; allowed one of {SECTIONS}',
+        ),
+        (
+            "port = 25\n",
+            (
+                "engine.toml:1: port: found a setting outside any section; "
+                "allowed it in [defaults] or [[paths]]"
+            ),
+        ),
+        ("defaults = 5\n", "engine.toml:1: defaults: found 5; allowed a table, [defaults]"),
+        ("[[defaults]]\n", "engine.toml:1: defaults: found [a table]; allowed a table, [defaults]"),
+        ('dns = "x"\n', 'engine.toml:1: dns: found "x"; allowed a table, [dns]'),
+        ("queue = 1\n", "engine.toml:1: queue: found 1; allowed a table, [queue]"),
+        ("[[worker]]\n", "engine.toml:1: worker: found [a table]; allowed a table, [worker]"),
+        ("[paths]\n", "engine.toml:1: paths: found a table; allowed an array of tables, [[paths]]"),
+        (
+            "routes = [1]\n",
+            "engine.toml:1: routes: found [1]; allowed an array of tables, [[routes]]",
+        ),
+        ("[retry]\n", "engine.toml:1: retry: found a table; allowed an array of tables, [[retry]]"),
+        (
+            "[defaults]\n\nchunkin = false\n",
+            (
+                "engine.toml:3: defaults.chunkin: found an unknown name; "
+                'allowed a known name; did you mean "chunking"?'
+            ),
+        ),
+        (
+            '[[paths]]\nmatch = "*"\n[[paths]]\nmatch = "a.test"\nmach = 1\nport = 26\n',
+            (
+                "engine.toml:5: paths[1].mach: found an unknown name; "
+                'allowed a known name; did you mean "match"?'
+            ),
+        ),
+        (
+            '[[paths]]\nmatch = "*"\n[dns]\n\n"x[y.z" = 1\n',
+            ('engine.toml:5: dns."x[y.z": found an unknown name; allowed one of servers, timeout'),
+        ),
+        (
+            '\ndns = { "x[y.z" = 1 }\n',
+            ('engine.toml:2: dns."x[y.z": found an unknown name; allowed one of servers, timeout'),
+        ),
+        (
+            "[defaults]\nzzz = 1\n",
+            "engine.toml:2: defaults.zzz: found an unknown name; allowed one of "
+            + ", ".join(Settings.model_fields),
+        ),
+        (
+            '[[routes]]\nmatch = "*"\nhosts = "h"\nhost = "h"\n',
+            (
+                "engine.toml:4: routes[0].host: found an unknown name; "
+                'allowed a known name; did you mean "hosts"?'
+            ),
+        ),
+        (
+            '[dns]\nserver = "192.0.2.1"\n',
+            (
+                "engine.toml:2: dns.server: found an unknown name; "
+                'allowed a known name; did you mean "servers"?'
+            ),
+        ),
+        (
+            '[defaults.auth]\nusername = "u"\npassword = "s3cret"\nmechanism = "PLAIN"\n',
+            (
+                "engine.toml:4: defaults.auth.mechanism: found an unknown name; "
+                'allowed a known name; did you mean "mechanisms"?'
+            ),
+        ),
+    ],
+)
+def test_unknown_and_misplaced_names_are_refused(write: Write, text: str, expected: str):
+    assert problems(write(text)) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "[defaults]\nport = 0\n",
+            (
+                "engine.toml:2: defaults.port: found 0; "
+                "allowed a number from 1 to 65535 or the name of a TCP service"
+            ),
+        ),
+        (
+            '[defaults]\nport = "nonexistent"\n',
+            (
+                'engine.toml:2: defaults.port: found "nonexistent"; '
+                "allowed a number from 1 to 65535 or a TCP service that this host knows"
+            ),
+        ),
+        (
+            '[[paths]]\nmatch = "*"\nport = "nonexistent"\n',
+            (
+                'engine.toml:3: paths[0].port: found "nonexistent"; '
+                "allowed a number from 1 to 65535 or a TCP service that this host knows"
+            ),
+        ),
+        (
+            '[defaults]\ninterface = [\n  "192.0.2.1",\n  "eth0",\n]\n',
+            (
+                'engine.toml:2: defaults.interface: found "eth0"; '
+                "allowed IP addresses of this host: one, or a list"
+            ),
+        ),
+        (
+            "[defaults]\nidle_timeout = inf\n",
+            f"engine.toml:2: defaults.idle_timeout: found inf; allowed {DURATION_ALLOWED}",
+        ),
+        (
+            "[defaults]\nhelo_name = 1979-05-27\n",
+            (
+                "engine.toml:2: defaults.helo_name: found 1979-05-27; allowed a domain name, or an "
+                'address literal such as "[192.0.2.1]" or "[IPv6:2001:db8::1]"'
+            ),
+        ),
+        (
+            "[defaults]\nchunking = true\n",
+            "engine.toml:2: defaults.chunking: found true, not available yet; allowed false",
+        ),
+        (
+            '[[paths]]\nmatch = "*"\ntls = "verify"\n',
+            'engine.toml:3: paths[0].tls: found "verify", not available yet; allowed "off"',
+        ),
+        (
+            '[defaults]\nproxy = "socks5://u:s3cret@h:x"\n',
+            (
+                "engine.toml:2: defaults.proxy: found a proxy URL with a host or port that cannot be "
+                f"read; allowed {PROXY_ALLOWED}"
+            ),
+        ),
+        (
+            "[[paths]]\n\nport = 26\n",
+            f"engine.toml:1: paths[0].match: found nothing; allowed {MATCH_ALLOWED}",
+        ),
+        (
+            '[[paths]]\nmatch = "mx*.test"\n',
+            f'engine.toml:2: paths[0].match: found "mx*.test"; allowed {MATCH_ALLOWED}',
+        ),
+        (
+            "paths = [\n  { match = 5 },\n]\n",
+            f"engine.toml:1: paths[0].match: found 5; allowed {MATCH_ALLOWED}",
+        ),
+        (
+            '[[routes]]\nmatch = "192.0.2.0/24"\nhosts = "h.test"\n',
+            f'engine.toml:2: routes[0].match: found "192.0.2.0/24"; allowed {MATCH_FORMS}',
+        ),
+        (
+            '[[routes]]\nhosts = "h.test"\n',
+            f"engine.toml:1: routes[0].match: found nothing; allowed {MATCH_FORMS}",
+        ),
+        (
+            '[[routes]]\nmatch = "*"\n',
+            f"engine.toml:1: routes[0].hosts: found nothing; allowed {HOST_FORMS}",
+        ),
+        (
+            '[[routes]]\nmatch = "*"\nhosts = []\n',
+            f"engine.toml:3: routes[0].hosts: found []; allowed one or more of: {HOST_FORMS}",
+        ),
+        (
+            '[[routes]]\nmatch = "*"\nhosts = ["h.test:0", "h.test", 5]\n',
+            f'engine.toml:3: routes[0].hosts: found "h.test:0", 5; allowed {HOST_FORMS}',
+        ),
+        (
+            '[dns]\nservers = ["ns.test", "192.0.2.1:99999"]\n',
+            f'engine.toml:2: dns.servers: found "ns.test", "192.0.2.1:99999"; allowed {SERVERS_ALLOWED}',
+        ),
+        ("[dns]\nservers = 5\n", f"engine.toml:2: dns.servers: found 5; allowed {SERVERS_ALLOWED}"),
+        (
+            '[dns]\ntimeout = "soon"\n',
+            f'engine.toml:2: dns.timeout: found "soon"; allowed {DURATION_ALLOWED}',
+        ),
+    ],
+)
+def test_bad_values_are_refused_with_line_and_key(write: Write, text: str, expected: str):
+    assert problems(write(text)) == [expected]
+
+
+def test_all_problems_are_reported_in_the_order_of_the_file(write: Write):
+    path = write("""\
+[[routes]]
+match = "*"
+hosts = 5
+[dns]
+timeout = 0
+[defaults]
+prdr = true
+port = 0
+[nonsense]
+[[paths]]
+match = "*"
+keepalive = "yes"
+""")
+
+    assert problems(path, ["nope", "port=0"]) == [
+        f"engine.toml:3: routes[0].hosts: found 5; allowed {HOST_FORMS}",
+        f"engine.toml:5: dns.timeout: found 0; allowed {DURATION_ALLOWED}",
+        "engine.toml:7: defaults.prdr: found true, not available yet; allowed false",
+        (
+            "engine.toml:8: defaults.port: found 0; "
+            "allowed a number from 1 to 65535 or the name of a TCP service"
+        ),
+        f"engine.toml:9: nonsense: found an unknown section; allowed one of {SECTIONS}",
+        'engine.toml:12: paths[0].keepalive: found "yes"; allowed true or false',
+        '--set: found no "KEY="; allowed KEY=VALUE',
+        "--set port=0: found 0; allowed a number from 1 to 65535 or the name of a TCP service",
+    ]
+
+
+# ---- --set ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "value"),
+    [
+        ("port=2525", "port", 2525),
+        ("port=0x1A", "port", 26),
+        ("port=submission", "port", "submission"),
+        ("keepalive=false", "keepalive", False),
+        ("command_timeout=90", "command_timeout", 90.0),
+        ("command_timeout=5m", "command_timeout", 300.0),
+        ('command_timeout="5m"', "command_timeout", 300.0),
+        ("interface=127.0.0.1", "interface", ("127.0.0.1",)),
+        ("interface=::1", "interface", ("::1",)),
+        ('interface=["127.0.0.1", "::1"]', "interface", ("127.0.0.1", "::1")),
+        ("helo_name=mx.example.net", "helo_name", "mx.example.net"),
+        ("helo_name=[192.0.2.1]", "helo_name", "[192.0.2.1]"),
+        ("tls=off", "tls", "off"),
+        (" tls = off ", "tls", "off"),
+        ("proxy=", "proxy", ()),
+    ],
+)
+def test_set_reads_toml_or_else_text(option: str, name: str, value: object):
+    assert getattr(load_config(None, [option]).table.defaults, name) == value
+
+
+def test_set_wins_over_the_file_and_the_last_wins(write: Write):
+    path = write("[defaults]\nport = 26\n")
+    assert load_config(path, ["port=27", "port=28"]).table.defaults.port == 28
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("keepalive", '--set: found no "KEY="; allowed KEY=VALUE'),
+        ("=5", '--set: found no "KEY="; allowed KEY=VALUE'),
+        ("keepalive=yes", '--set keepalive=yes: found "yes"; allowed true or false'),
+        ("prdr=true", "--set prdr=true: found true, not available yet; allowed false"),
+        (
+            "port=nonexistent",
+            (
+                '--set port=nonexistent: found "nonexistent"; '
+                "allowed a number from 1 to 65535 or a TCP service that this host knows"
+            ),
+        ),
+        (
+            "chunkin=true",
+            (
+                "--set chunkin=true: found an unknown name; "
+                'allowed a known name; did you mean "chunking"?'
+            ),
+        ),
+        (
+            "keepalive=1\nport = 5",
+            '--set keepalive=1\\nport = 5: found "1\\nport = 5"; allowed true or false',
+        ),
+        (
+            "proxy=http://u:s3cret@h",
+            f"--set proxy=…: found a proxy URL of an unknown scheme; allowed {PROXY_ALLOWED}",
+        ),
+        (
+            'auth={username="u", password="s3cret", pasword="s3cret"}',
+            '--set auth=…: found an unknown name; allowed a known name; did you mean "password"?',
+        ),
+        (
+            'auht={username="u", token="s3cret"}',
+            '--set auht=…: found an unknown name; allowed a known name; did you mean "auth"?',
+        ),
+        (
+            "proxies=socks5://u:s3cret@h",
+            '--set proxies=…: found an unknown name; allowed a known name; did you mean "proxy"?',
+        ),
+    ],
+)
+def test_bad_options_are_refused_and_secrets_not_shown(option: str, expected: str):
+    assert problems(None, [option]) == [expected]
+
+
+# ---- lines ----------------------------------------------------------------------------------------
+
+
+def test_lines_of_all_kinds_of_keys_are_found():
+    text = '''\
+top.dotted = 1            # line 1
+"quoted key" = 2
+'literal.key'.x = 3
+
+[table] # comment with [brackets]
+a = """
+[not.a.table]
+b = 1
+"""""
+c = \'\'\'
+d = 2\'\'\'
+e = [ # ]
+  "]", \'[\', { f = 1 },
+]
+g = { h = "\\"}", i = [1] }
+j = "# no comment" # but this
+
+[[array]]
+k = 1
+[array.sub]
+l = 1
+  [[array]]
+  k = 2
+  [array . sub."deep er"]
+  m = 1
+[[array.inner]]
+[[array.inner]]
+n = 1
+'''
+    tomllib.loads(text)
+
+    assert locate_keys(text) == {
+        "top.dotted": 1,
+        '"quoted key"': 2,
+        '"literal.key".x': 3,
+        "table": 5,
+        "table.a": 6,
+        "table.c": 10,
+        "table.e": 12,
+        "table.g": 15,
+        "table.j": 16,
+        "array": 18,
+        "array[0]": 18,
+        "array[0].k": 19,
+        "array[0].sub": 20,
+        "array[0].sub.l": 21,
+        "array[1]": 22,
+        "array[1].k": 23,
+        'array[1].sub."deep er"': 24,
+        'array[1].sub."deep er".m': 25,
+        "array[1].inner": 26,
+        "array[1].inner[0]": 26,
+        "array[1].inner[1]": 27,
+        "array[1].inner[1].n": 28,
+    }
+
+
+def test_windows_line_ends_count_once():
+    assert locate_keys("[a]\r\n\r\nb = 1\r\nc = 2\r\n") == {"a": 1, "a.b": 3, "a.c": 4}
+
+
+def test_the_last_line_needs_no_line_end():
+    assert locate_keys("a = 1\nb = 2") == {"a": 1, "b": 2}
+
+
+# Text in the four notations of TOML, full of what could be taken for structure.
+HARD = st.text(alphabet="ab[]{}#=,.\"' \n", max_size=12)
+STRINGS = HARD.map(lambda text: '"' + text.replace('"', '\\"').replace("\n", "\\n") + '"') | HARD.map(
+    lambda text: '"""' + text.replace('"', '\\"') + '"""'
+) | HARD.map(lambda text: "'''" + text.replace("'", "") + "'''") | HARD.map(
+    lambda text: "'" + text.replace("'", "").replace("\n", "") + "'"
+)  # fmt: skip
+VALUES = STRINGS | st.lists(STRINGS, max_size=3).map(lambda items: "[\n" + ",\n".join(items) + "]")
+
+
+@given(st.lists(VALUES, max_size=6))
+def test_no_value_can_hide_or_invent_a_key(values: list[str]):
+    text, expected = "[t]\n", {"t": 1}
+    for number, value in enumerate(values):
+        expected[f"t.k{number}"] = text.count("\n") + 1
+        text += f"k{number} = {value} # comment\n"
+    tomllib.loads(text)
+
+    assert locate_keys(text) == expected
+
+
+@given(st.binary(max_size=60))
+def test_any_octets_are_a_configuration_or_a_config_error(octets: bytes):
+    class Memory(type(Path())):  # type: ignore[misc]
+        def read_bytes(self) -> bytes:
+            return octets
+
+    try:
+        found = load_config(Memory("x"))
+    except ConfigError as error:
+        found = error
+    assert isinstance(found, Config) or all(line.startswith("x:") for line in found.problems)

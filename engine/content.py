@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from engine.smtp.content import ContentFacts, Normaliser, Scanner, normalise, scan
+from engine.smtp.content import ContentFacts, Normaliser, Scanner, prepare
 from engine.smtp.errors import ContentError
 
 if TYPE_CHECKING:
@@ -128,8 +128,7 @@ def from_octets(data: bytes) -> MemoryContent:
     Raises:
         ContentError: A NUL or a bare CR; the text names the line.
     """
-    octets = normalise(data)
-    return MemoryContent(octets, scan(octets))
+    return MemoryContent(*prepare(data))
 
 
 def from_text(text: str) -> MemoryContent:

@@ -21,10 +21,11 @@ from engine.delivery.attempt import Attempt
 from engine.delivery.pool import SitePool
 from engine.delivery.shared import Shared
 from engine.delivery.verdict import ours
+from engine.errors import ConfigError
 from engine.net.connector import Connector
 from engine.outcome import Cause, Outcome, Status, Timings
 from engine.outcomes import Outcomes, Seats
-from engine.paths import SettingsTable
+from engine.paths import SettingsTable, refuse_unavailable
 from engine.report.events import MessageSubmitted, RecipientSettled, RecipientsRouted
 from engine.report.statistics import Recorder
 from engine.report.stream import EventStream
@@ -118,7 +119,11 @@ class Engine:
         Raises:
             ConfigError: Settings or routes cannot be used.
         """
-        table = settings if isinstance(settings, SettingsTable) else SettingsTable(settings or Settings())
+        if isinstance(settings, SettingsTable):
+            table = settings
+        else:
+            table = SettingsTable(settings or Settings())
+        refuse_unavailable(table)
         self._clock = clock
         self._recorder = Recorder()
         self._seats = Seats(max_in_flight)
@@ -181,9 +186,10 @@ class Engine:
                 except Exception as error:  # noqa: BLE001 - raised below, without a group around it
                     failure = error
                     nursery.cancel_scope.cancel()
+                finally:
+                    self._seats.close()  # what is cancelled may take its time, and takes nothing
         finally:
             self._nursery = None
-            self._seats.close()
             self.outcomes.end()
             self.events.close()
         if failure is not None:
@@ -211,12 +217,14 @@ class Engine:
 
     def cancel(self) -> None:
         """Stop at once; as if cancelled from outside, but only this engine."""
+        self._seats.close()
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 
     async def _wait_until(self, condition: Callable[[], bool]) -> None:
         while not condition():
-            self._changed = trio.Event()
+            if self._changed.is_set():
+                self._changed = trio.Event()  # one for all who wait
             await self._changed.wait()
 
     # -- intake -----------------------------------------------------------------------------
@@ -258,10 +266,13 @@ class Engine:
     def _dispatch(self, message: Message) -> None:
         """Hand a message to its pools, at once where the ways are known."""
         now = trio.current_time()
-        recipients = message.recipients
         by_domain: dict[str, list[Recipient]] = {}
-        for recipient in recipients:
-            by_domain.setdefault(recipient.mailbox.routing_domain, []).append(recipient)
+        for recipient in message.recipients:
+            domain = recipient.mailbox.routing_domain
+            if domain in by_domain:
+                by_domain[domain].append(recipient)
+            else:
+                by_domain[domain] = [recipient]
         routes = {}
         for domain in by_domain:
             route = self._router.known(domain, self._family_for(domain))
@@ -317,6 +328,12 @@ class Engine:
         submitted_at: float,
     ) -> None:
         """Give each pool its part: recipients who go to one site travel together."""
+        if len(by_domain) == 1:  # the common case, and the one that must be quick
+            ((domain, recipients),) = by_domain.items()
+            route = routes[domain]
+            if isinstance(route, Route):
+                self._put(self._pool_for(domain, route), message, recipients, submitted_at, route.seconds)
+                return
         by_pool: dict[SitePool, tuple[list[Recipient], float]] = {}
         for domain, recipients in by_domain.items():
             route = routes[domain]
@@ -329,15 +346,25 @@ class Engine:
             else:
                 by_pool[pool] = (recipients, route.seconds)
         for pool, (recipients, seconds) in by_pool.items():
-            pool.put(
-                Attempt(
-                    message,
-                    recipients,
-                    pool.settle,
-                    submitted_at=submitted_at,
-                    route_seconds=seconds,
-                )
+            self._put(pool, message, recipients, submitted_at, seconds)
+
+    @staticmethod
+    def _put(
+        pool: SitePool,
+        message: Message,
+        recipients: list[Recipient],
+        submitted_at: float,
+        route_seconds: float,
+    ) -> None:
+        pool.put(
+            Attempt(
+                message,
+                recipients,
+                pool.settle,
+                submitted_at=submitted_at,
+                route_seconds=route_seconds,
             )
+        )
 
     def _family_for(self, domain: str) -> AddressFamily:
         rules = self._table.matching(domain=domain, site="")
@@ -405,9 +432,12 @@ def _default_router(
 ) -> Router:
     if own_addresses is None:
         own_addresses = read_own_addresses() | LOOPBACK
-    return Router(
-        resolver,
-        table=RouteTable(routes),
-        local_addresses=own_addresses,
-        own_names=own_names,
-    )
+    try:
+        return Router(
+            resolver,
+            table=RouteTable(routes),
+            local_addresses=own_addresses,
+            own_names=own_names,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from engine.smtp.reply import Reply
@@ -130,6 +130,7 @@ class Peer:
         port: Its TCP port, `None` where it did not come to that.
         local_address: Our side, `None` where no connection was made.
         connection: The connection's number in this run, from 1; `None` where none was made.
+        text: Host, address and port on one line; made once, for every outcome shows it.
     """
 
     host: str
@@ -137,13 +138,17 @@ class Peer:
     port: int | None = None
     local_address: str | None = None
     connection: int | None = None
+    text: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        text = self.host if self.address is None else f"{self.host} [{self.address}]:{self.port}"
+        object.__setattr__(self, "text", text)
 
     def __str__(self) -> str:
-        return self.host if self.address is None else f"{self.host} [{self.address}]:{self.port}"
+        return self.text
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
+class Timings(NamedTuple):
     """Seconds each part took; a part that did not happen took 0.0."""
 
     route: float = 0.0
@@ -155,7 +160,7 @@ class Timings:
 
     def as_dict(self) -> dict[str, float]:
         """Return the `timings` object of the outcome record."""
-        return {name: round(getattr(self, name), 6) for name in self.__slots__}
+        return {name: round(seconds, 6) for name, seconds in self._asdict().items()}
 
 
 NO_TIMINGS = Timings()

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from engine.errors import ConfigError
 from engine.setting_types import ip_text
-from engine.settings import Problem, Settings, explain
+from engine.settings import Problem, Settings, check_available, explain
 from engine.showing import show
 
 if TYPE_CHECKING:
@@ -261,3 +261,17 @@ def _read_rules(rules: Sequence[PathRule]) -> tuple[list[Match], list[dict[str, 
     if problems:
         raise ConfigError(*problems)
     return matches, overrides
+
+
+def refuse_unavailable(table: SettingsTable) -> None:
+    """Refuse settings that ask explicitly for what is not built yet; defaults ask for nothing.
+
+    Raises:
+        ConfigError: A problem for each of them.
+    """
+    problems = check_available(table.defaults)
+    for number, rule in enumerate(table.rules):
+        asked = Settings.model_validate(dict(rule.overrides))
+        problems += [f"paths[{number}] {rule.match}: {each}" for each in check_available(asked)]
+    if problems:
+        raise ConfigError(*problems)

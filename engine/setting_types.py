@@ -158,7 +158,7 @@ def _port(value: object) -> int | str:
 
 
 #: The names a `dscp` may have, and the octet each puts into the IP header: the classes of RFC 2474
-#: and RFC 2597, and the older type-of-service bits of RFC 1349.
+#: §4.2 and RFC 2597 §6, and the older type-of-service bits of RFC 1349 §4.
 DSCP_NAMES: Final[Mapping[str, int]] = MappingProxyType(
     {f"af{c}{p}": (8 * c + 2 * p) << 2 for c in range(1, 5) for p in range(1, 4)}
     | {"ef": 0xB8, "lowcost": 0x02, "lowdelay": 0x10, "mincost": 0x02}
@@ -201,10 +201,10 @@ class Proxy:
     """Where connections go through.
 
     Attributes:
-        scheme: `socks5` (RFC 1928) or `haproxy` (the PROXY protocol).
+        scheme: `socks5` (RFC 1928 §3) or `haproxy` (the PROXY protocol).
         host: Name or IP address, without brackets.
         port: TCP port.
-        username: For RFC 1929, or `None`.
+        username: For RFC 1929 §2, or `None`.
         password: The same; never shown.
     """
 
@@ -317,7 +317,7 @@ def _mechanisms(value: object) -> tuple[str, ...]:
 
 
 class Auth(BaseModel):
-    """Who we are to a server that asks for AUTH (RFC 4954); the `auth` table."""
+    """Who we are to a server that asks for AUTH (RFC 4954 §4); the `auth` table."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 

@@ -77,7 +77,7 @@ class Settings(BaseModel):
     #: TCP port, a number or the name of a service; a port that the route gives wins.
     #: `None`: by protocol, smtp 25, lmtp 24, smtps 465, as in Exim.
     port: Port = None
-    #: What is spoken: SMTP, LMTP (RFC 2033), or SMTP over TLS from the first octet (RFC 8314 §3.3).
+    #: What is spoken: SMTP, LMTP (RFC 2033 §4), or SMTP over TLS from the first octet (RFC 8314 §3.3).
     protocol: Annotated[ProtocolName, one_of(ProtocolName)] = "smtp"
 
     #: Seconds until a connection stands, proxy included.  Exim 5m; Postfix 30s.
@@ -99,18 +99,18 @@ class Settings(BaseModel):
     keepalive: Flag = True
     #: Traffic class: a name of `DSCP_NAMES` or a code point from 0 to 0x3F (RFC 2474 §3), or `None`.
     dscp: Dscp = None
-    #: TCP Fast Open (RFC 7413): `connect` sends no data with the SYN, `commands` may.  Exim: on.
+    #: TCP Fast Open (RFC 7413 §4): `connect` sends no data with the SYN, `commands` may.  Exim: on.
     fast_open: Annotated[FastOpenMode, one_of(FastOpenMode)] = "connect"
     #: Proxies to connect through; empty: none, as in Exim.
     proxy: Proxies = ()
 
     #: EHLO; `False` is HELO only.  Exim: on.
     esmtp: Flag = True
-    #: PIPELINING where offered (RFC 2920).  Exim: on.
+    #: PIPELINING where offered (RFC 2920 §3.1).  Exim: on.
     pipelining: Flag = True
     #: Commands before the greeting, to servers that are known to take them.  Exim: off.
     early_pipelining: Flag = False
-    #: BDAT where CHUNKING is offered (RFC 3030).  Exim: on.
+    #: BDAT where CHUNKING is offered (RFC 3030 §2).  Exim: on.
     chunking: Flag = True
     #: A reply for each recipient after the content, where PRDR is offered.  Exim: on.
     prdr: Flag = True
@@ -134,8 +134,8 @@ class Settings(BaseModel):
     #: IGNOREQUOTA on RCPT over LMTP, where offered.  Exim: off.
     lmtp_ignore_quota: Flag = False
 
-    #: STARTTLS (RFC 3207): `require` is encrypted with any certificate, `verify` certificate and
-    #: name too.  Exim: opportunistic (RFC 7435).
+    #: STARTTLS (RFC 3207 §4): `require` is encrypted with any certificate, `verify` certificate and
+    #: name too.  Exim: opportunistic (RFC 7435 §3).
     tls: Annotated[TlsLevel, one_of(TlsLevel)] = "opportunistic"
     #: Whether opportunistic TLS that fails is followed by sending in clear.  Exim: yes.
     tls_fallback_to_clear: Flag = True
@@ -153,9 +153,9 @@ class Settings(BaseModel):
     tls_min_version: Annotated[TlsVersion, one_of(TlsVersion)] = "1.2"
     #: Whether TLS sessions are resumed.  Exim: no; here it saves a round trip.
     tls_resumption: Flag = True
-    #: TLSA records (RFC 7672): `require` defers where there are none.  Exim: try.
+    #: TLSA records (RFC 7672 §2.2): `require` defers where there are none.  Exim: try.
     dane: Annotated[DaneMode, one_of(DaneMode)] = "try"
-    #: MTA-STS policies (RFC 8461).  Exim has none.
+    #: MTA-STS policies (RFC 8461 §3).  Exim has none.
     mta_sts: Annotated[MtaStsMode, one_of(MtaStsMode)] = "on"
 
     #: Credentials for AUTH, or `None`.
@@ -257,6 +257,8 @@ NOT_YET: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
         "auth_in_clear": (False,),
         "authenticated_sender": (None,),
         "serialize": (False,),
+        "max_line_length": (0,),
+        "multi_domain": (True,),
     }
 )
 

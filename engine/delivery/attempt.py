@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine.delivery.verdict import Verdict, ours
-from engine.outcome import NO_FEATURES, Cause, Outcome, Status, Timings, Tried
+from engine.outcome import NO_FEATURES, NO_TIMINGS, Cause, Outcome, Status, Timings, Tried
 from engine.smtp.stages import Stage
+from engine.smtp.status import EnhancedStatusCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -108,15 +109,14 @@ class Attempt:
         peer: Peer | None = None,
         features: Features = NO_FEATURES,
         transaction: int | None = None,
-        timings: Timings | None = None,
+        timings: Timings = NO_TIMINGS,
         transcript: tuple[str, ...] | None = None,
     ) -> None:
         """Take a host's verdict on one recipient: settle it, or remember it for the next host."""
-        made = timings or Timings()
-        recipient = self.recipients[index]
+        _, connect, tls, hello, in_transaction, _ = timings
         outcome = Outcome(
             message=self.message.id,
-            recipient=recipient.address,
+            recipient=self.recipients[index].address,
             status=verdict.status,
             scope=verdict.scope,
             stage=verdict.stage,
@@ -128,14 +128,9 @@ class Attempt:
             transaction=transaction,
             features=features,
             timings=Timings(
-                self._route_seconds,
-                made.connect,
-                made.tls,
-                made.hello,
-                made.transaction,
-                now - self._submitted_at,
+                self._route_seconds, connect, tls, hello, in_transaction, now - self._submitted_at
             ),
-            attempts=self._tried(index),
+            attempts=self._tried(index) if self._last else (),
             transcript=transcript,
         )
         if verdict.may_go_on:
@@ -162,7 +157,10 @@ class Attempt:
             outcome, _ = reports[-1]
             if outcome.status is Status.FAILED and not all(here_only for _, here_only in reports):
                 # Some host was merely out of reach; it may take the message another time.
-                outcome = replace(outcome, status=Status.DEFERRED)
+                enhanced = outcome.enhanced
+                if outcome.reply is None and enhanced is not None:
+                    enhanced = EnhancedStatusCode(4, enhanced.subject, enhanced.detail)
+                outcome = replace(outcome, status=Status.DEFERRED, enhanced=enhanced)
             self._settle(outcome)
         self.waiting = []
 

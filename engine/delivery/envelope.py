@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from engine.delivery.verdict import unsupported
 from engine.outcome import Scope
@@ -31,8 +30,7 @@ _NO_REQUIRETLS: Final = EnhancedStatusCode(5, 7, 30)
 _NOT_XTEXT: Final = re.compile(rb"[^!-*,-<>-~]")
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """The commands that open one mail transaction.
 
     Attributes:
@@ -44,10 +42,18 @@ class Envelope:
     rcpts: tuple[Command, ...]
 
 
-def refuse(message: Message, offered: Capabilities, peer: Peer) -> Verdict | None:
+def refuse(
+    message: Message, recipients: Sequence[Recipient], offered: Capabilities, peer: Peer
+) -> Verdict | None:
     """Return why this host cannot take the message as it is, or `None` when it can.
 
     Asked before MAIL: a host that would have to refuse is not asked at all.
+
+    Args:
+        message: What is to be sent.
+        recipients: For whom of its recipients.
+        offered: What the host offers.
+        peer: The host.
     """
     facts = message.content.facts
     if message.require_tls:
@@ -57,7 +63,7 @@ def refuse(message: Message, offered: Capabilities, peer: Peer) -> Verdict | Non
     if offered.size and facts.octets > offered.size:
         problem = f"content of {facts.octets} octets is over the host's limit of {offered.size}"
         return unsupported(Stage.MAIL, Scope.MESSAGE, _TOO_LARGE, problem, peer)
-    if not offered.smtputf8 and _needs_smtputf8(message):
+    if not offered.smtputf8 and _needs_smtputf8(message, recipients):
         problem = "SMTPUTF8 is required but not offered"
         return unsupported(Stage.MAIL, Scope.HOST, _NO_SMTPUTF8, problem, peer)
     if facts.is_8bit and not offered.eight_bit_mime:
@@ -79,7 +85,7 @@ def build(
             content on its way; negative sends no SIZE at all.
     """
     as_utf8 = offered.smtputf8 and (
-        _needs_smtputf8(message) or message.content.facts.has_utf8_header
+        _needs_smtputf8(message, recipients) or message.content.facts.has_utf8_header
     )
     parameters = _mail_parameters(message, offered, size_addition, as_utf8=as_utf8)
     path = b"" if message.reverse_path is None else _path(message.reverse_path, as_utf8=as_utf8)
@@ -127,7 +133,7 @@ def _rcpt_parameters(recipient: Recipient) -> list[bytes]:
     return parameters
 
 
-def _needs_smtputf8(message: Message) -> bool:
+def _needs_smtputf8(message: Message, recipients: Sequence[Recipient]) -> bool:
     """Whether no spelling of the message does without SMTPUTF8 (RFC 6531 §3.2)."""
     if message.smtputf8:
         return True
@@ -135,7 +141,7 @@ def _needs_smtputf8(message: Message) -> bool:
     if path is not None and path.needs_smtputf8 and path.ascii_octets() is None:
         return True
     return any(
-        to.mailbox.needs_smtputf8 and to.mailbox.ascii_octets() is None for to in message.recipients
+        to.mailbox.needs_smtputf8 and to.mailbox.ascii_octets() is None for to in recipients
     )
 
 

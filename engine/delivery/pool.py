@@ -138,6 +138,8 @@ class SitePool:
                 return
         self._fresh.append(attempt)
         self._grow()
+        if self._idle and self._connections >= self.settings.max_connections:
+            self._idle[0].woken.set()  # it leads elsewhere, and its seat is needed
 
     def drain(self) -> None:
         """Take leave of idle connections at once, now and from now on."""
@@ -172,6 +174,7 @@ class SitePool:
                 attempt.end(cancelled, trio.current_time())
             self._fresh.clear()
             self._moved.clear()
+            on_closed(self)  # also when cancelled: mail given to it now would stay in it
             self._publish(SiteClosed)
 
     async def _wait_quiet(self) -> None:
@@ -220,8 +223,7 @@ class SitePool:
         """
         if attempt.redo is None:
             walk = self.walk_of(attempt)
-            if walk.accepts(candidate):
-                walk.take(candidate)  # it came here on somebody else's connection
+            walk.strike(candidate)  # it may have come here on somebody else's connection
             if walk.peek() is None:
                 attempt.give_up(trio.current_time())
                 return
@@ -231,8 +233,12 @@ class SitePool:
     async def wait_for_work(
         self, session: Session, candidate: Candidate, seconds: float
     ) -> Attempt | None:
-        """Keep a connection idle until it is given work, is lost, or the time is over."""
-        if self._is_draining:
+        """Keep a connection idle until it is given work, is lost, or the time is over.
+
+        Not at all while there is work that it may not do and all seats are taken.
+        """
+        is_seat_needed = self.waiting and self._connections >= self.settings.max_connections
+        if self._is_draining or is_seat_needed:
             return None
         waiter = _Waiter(candidate)
         self._idle.append(waiter)
@@ -363,7 +369,7 @@ class SitePool:
         task = DeliveryTask(self)
         try:
             await task.run(attempt)
-        except Exception:
+        except Exception:  # noqa: BLE001 - the bulkhead: a bug costs one task, and no mail
             _log.exception("delivery to %s failed by a bug of ours; mail is deferred", self.site)
             task.end(Cause.INTERNAL, "internal error; see the log")
         finally:
@@ -373,6 +379,6 @@ class SitePool:
                 self._quiet.set()
         self._grow()
 
-    def _publish(self, event: type[SiteOpened] | type[SiteClosed]) -> None:
+    def _publish(self, event: type[SiteOpened | SiteClosed]) -> None:
         if self.shared.events.is_watched:
             self.shared.events.publish(event(self.shared.clock(), self.site))

@@ -104,7 +104,7 @@ class Session:
 
     Attributes:
         loss: How the session ended, once it has.
-        contents_written: How many contents have left to their last octet, or may have.
+        contents_written: How many contents have left to their last octet.
         content_octets: Octets of content written to the peer, as they go on the wire.
         when_over: Called once when the session is lost; for whoever keeps it idle.
     """
@@ -133,6 +133,7 @@ class Session:
         self._needed = trio.Event()
         self._answers: deque[Answered] = deque()
         self._due = math.inf  # when the oldest owed reply is late
+        self._latest = math.inf  # when any reply is
         self._reading = trio.CancelScope()
         self._writing = trio.CancelScope()
         self._write_error = ""
@@ -168,7 +169,7 @@ class Session:
         than we make them; then this waits as long as the channel is full.  Never raises for what a
         peer does: when the session is lost the window goes nowhere, and the next `reply()` tells.
         """
-        if self.loss is not None or self._write_error:
+        if not self.is_usable:
             return
         if not self._is_writing:
             # The channel is empty: what goes in comes out at once, without a task switch.
@@ -194,6 +195,29 @@ class Session:
                 raise self.loss or SessionLost(Cause.CLOSED, None) from None
         return answers.popleft()
 
+    async def replies(self, count: int) -> list[Answered]:
+        """Return the replies to a whole window, in order.
+
+        Fewer than `count` when no more will come: the session was lost, and `loss` tells how, or
+        the last one is a 421, after which the peer answers nothing.
+        """
+        answers = self._answers
+        if not answers and self._may_hear_more:
+            with suppress(trio.EndOfChannel):
+                run = await self._replies.receive()
+                if len(run) == count:
+                    return run  # all at once, which is the rule
+                answers.extend(run)
+        while len(answers) < count:
+            try:
+                if self._may_hear_more:
+                    answers.extend(await self._replies.receive())
+                else:
+                    answers.extend(self._replies.receive_nowait())
+            except (trio.EndOfChannel, trio.WouldBlock):
+                break
+        return [answers.popleft() for _ in range(min(count, len(answers)))]
+
     async def exchange(self, *window: Command) -> list[Answered]:
         """Send a window and return the replies to all of it, in order.
 
@@ -203,13 +227,18 @@ class Session:
         await self.send(*window)
         return [await self.reply() for _ in window]
 
+    @property
+    def _may_hear_more(self) -> bool:
+        """Whether a reply is worth waiting for: behind a failed write, last words may still come."""
+        return not self._connection.is_spoiled or bool(self._write_error)
+
     def commit(self) -> None:
         """Keep cancellation away while the fate of a content hangs on one reply.
 
-        Called before the last octet of a content is sent.  From there on the peer may accept, and
-        only its reply tells; so the session outlives a cancelled parent until that reply came or
-        its deadline passed.  That deadline (`Timeouts.final`, or what `hurry` left of it) is the
-        bound of this shield.
+        Done before the last octet of a content is handed to the kernel.  From there on the peer may
+        accept, and only its reply tells; so the session outlives a cancelled parent until that
+        reply came or its deadline passed.  That deadline (`Timeouts.final`, or what `hurry` left of
+        it) is the bound of this shield.  Whoever heard the reply calls `release`.
         """
         if self._scope is not None:
             self._scope.shield = True
@@ -220,8 +249,9 @@ class Session:
             self._scope.shield = False
 
     def hurry(self, seconds: float) -> None:
-        """Give the reply that is waited for at most this many seconds from now."""
-        self._due = min(self._due, trio.current_time() + seconds)
+        """Wait for replies at most this many seconds from now; nothing makes it longer again."""
+        self._latest = min(self._latest, trio.current_time() + seconds)
+        self._due = min(self._due, self._latest)
         self._watch_due()
 
     def abandon(self) -> None:
@@ -245,6 +275,8 @@ class Session:
         if not was_owed:
             self._arm()
         octets = parts[0] if len(parts) == 1 else b"".join(parts)
+        if _ends_content(window[-1]):
+            self.commit()
         try:
             sent = self._stream.send_nowait(octets)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -254,6 +286,8 @@ class Session:
             self._is_writing = True
             self._unwritten = (window, octets, sent)
             self._needed.set()
+            self._arm()
+            self.release()
         else:
             self._written(window)
 
@@ -270,31 +304,26 @@ class Session:
                 except trio.TooSlowError:
                     self._lose(Cause.TIMEOUT, "a block was not taken in time")
                     return
-                self._is_writing = False
                 with suppress(trio.WouldBlock):
-                    while not self._is_writing and not self._write_error:
+                    while not self._is_writing and self.is_usable:
+                        await trio.lowlevel.checkpoint_if_cancelled()
                         self._drain()
 
     async def _write_rest(self, window: Window, octets: bytes, sent: int) -> None:
-        rest = memoryview(octets)
-        try:
-            while sent < len(octets):
-                block = rest[sent : sent + _BLOCK_OCTETS]
-                with trio.fail_after(self._block_timeout):
-                    await self._stream.send_all(block)
-                sent += len(block)
-        finally:
-            if sent < len(octets):
-                # Of the block that failed all but its last octet may have left.
-                self._contents_left_before(window, sent + _BLOCK_OCTETS - 1)
+        rest, end = memoryview(octets), len(octets)
+        # A content's last octet goes alone: while it is here nothing can have been accepted, and
+        # to be cancelled is safe.
+        last = end - 1 if _ends_content(window[-1]) else end
+        while sent < end:
+            if sent == last:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                self.commit()
+            block = rest[sent : min(sent + _BLOCK_OCTETS, last if sent < last else end)]
+            with trio.fail_after(self._block_timeout):
+                await self._stream.send_all(block)
+            sent += len(block)
+        self._is_writing, self._unwritten = False, ((), b"", 0)
         self._written(window)
-
-    def _contents_left_before(self, window: Window, limit: int) -> None:
-        end = 0
-        for command in window:
-            end += len(command.octets)
-            if _ends_content(command) and end <= limit:
-                self.contents_written += 1
 
     def _note(self, window: Window) -> None:
         assert self._scribe is not None
@@ -368,11 +397,9 @@ class Session:
         try:
             while (event := connection.next_event()) is not None:
                 if type(event) is Answered:
-                    answers.append(event)
                     if self._scribe is not None:
                         self._scribe.received(event.reply)
-                    if event.is_early:
-                        self._writing.cancel()  # the content must not be finished
+                    answers.append(self._see_whether_early(event))
                     asked = connection.oldest_owed
                 elif type(event) is Closing:
                     if self._scribe is not None:
@@ -386,6 +413,22 @@ class Session:
             self._lose(Cause.MALFORMED_REPLY, show(error.octets), asked=asked)
         return answers
 
+    def _see_whether_early(self, answer: Answered) -> Answered:
+        """Stop a content that is refused before its end: finished, the peer might still take it."""
+        if not answer.is_early:
+            if not self._is_unwritten_content(answer.command):
+                return answer
+            self._connection.send_failed()
+            if answer.reply.is_positive:
+                problem = "content accepted before its end"
+                raise RemoteProtocolError(problem, answer.reply.encode())
+        self._writing.cancel()
+        return Answered(answer.command, answer.reply, is_early=True)
+
+    def _is_unwritten_content(self, command: Command) -> bool:
+        """Whether it is a content of which the writer still has octets."""
+        return _ends_content(command) and any(each is command for each in self._unwritten[0])
+
     # -- deadlines and endings --------------------------------------------------------------
 
     def _arm(self) -> None:
@@ -393,14 +436,19 @@ class Session:
         oldest = self._connection.oldest_owed
         if self._write_error:
             return
-        if oldest is None or (oldest.kind is Kind.CONTENT and self._connection.is_content_open):
-            self._due = math.inf
+        if (
+            oldest is None
+            or (oldest.kind is Kind.CONTENT and self._connection.is_content_open)
+            or self._is_unwritten_content(oldest)
+        ):
+            self._due = self._latest
         else:
-            self._due = trio.current_time() + self._timeout_of[oldest.kind]
-            self._watch_due()
+            due = trio.current_time() + self._timeout_of[oldest.kind]
+            self._due = min(due, self._latest)
+        self._watch_due()
 
     def _watch_due(self) -> None:
-        if self._due < self._reading.deadline:
+        if self._due < self._reading.deadline:  # noqa: PLR1730 - setting it costs, also in vain
             self._reading.deadline = self._due
 
     def _late(self) -> None:

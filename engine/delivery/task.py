@@ -59,16 +59,17 @@ class DeliveryTask:
 
     async def _try_next_host(self, attempt: Attempt) -> None:
         pool, now = self._pool, trio.current_time()
-        step: Candidate | HostFailure | None = attempt.redo
+        walk, redo = pool.walk_of(attempt), attempt.redo
+        attempt.redo = None
+        step = redo or walk.peek()
         if step is None:
-            walk = pool.walk_of(attempt)
-            step = walk.peek()
-            if step is None:
-                attempt.give_up(now)
-                return
+            attempt.give_up(now)
+            return
+        if redo is not None:
+            walk.strike(redo)
+        else:
             walk.take(step)
             attempt.arrive()
-        attempt.redo = None
         if isinstance(step, HostFailure):
             attempt.report_all(_unresolved(step), now, peer=Peer(step.host))
             return

@@ -6,6 +6,7 @@ The hot path of a bulk sender: with PIPELINING a message costs two windows and t
 from __future__ import annotations
 
 from contextlib import aclosing
+from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from engine.delivery.session import SessionLost
@@ -26,6 +27,8 @@ from engine.smtp.errors import ContentError
 from engine.smtp.stages import Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from engine.delivery.envelope import Envelope
     from engine.delivery.session import Session
     from engine.delivery.verdict import Verdict
@@ -35,12 +38,12 @@ if TYPE_CHECKING:
     from engine.smtp.connection import Answered
 
 
-class _ServiceClosing(Exception):  # noqa: N818 - a turn of the dialogue
-    """421: the session is over, whatever was asked (RFC 5321 §3.8)."""
+class _Step(Enum):
+    """What comes after the opening of a transaction."""
 
-    def __init__(self, answer: Answered) -> None:
-        super().__init__(answer)
-        self.answer = answer
+    CONTENT = auto()
+    LONE_DOT = auto()
+    NOTHING = auto()
 
 
 class Transfer:
@@ -73,6 +76,11 @@ class Transfer:
         self._octets_before = session.content_octets
 
     @property
+    def content_octets(self) -> int:
+        """Octets of content written so far."""
+        return self._session.content_octets - self._octets_before
+
+    @property
     def is_content_written(self) -> bool:
         """Whether the content has left to its last octet, or may have."""
         return self._session.contents_written > self._contents_before
@@ -83,55 +91,76 @@ class Transfer:
         Cancelled before the content's end nothing was delivered; from there on the session keeps
         cancellation away until the reply came or was given up.
         """
-        try:
-            if self._pipelining:
-                is_wanted = await self._open_pipelined()
-            else:
-                is_wanted = await self._open_in_lockstep()
-            if is_wanted:
-                await self._send_content()
-        except _ServiceClosing as closing:
-            self._settle_rest(self._judge_refusal(closing.answer))
-        except SessionLost as ending:
-            self._settle_rest(self._judge_loss(ending))
+        if self._pipelining:
+            step = await self._open_pipelined()
+        else:
+            step = await self._open_in_lockstep()
+        if step is _Step.CONTENT:
+            await self._send_content()
+        elif step is _Step.LONE_DOT:
+            await self._send_lone_dot()
 
     # -- opening ----------------------------------------------------------------------------
 
-    async def _open_pipelined(self) -> bool:
-        session, envelope = self._session, self._envelope
-        await session.send(envelope.mail, *envelope.rcpts, DATA)
-        answer = await self._reply()
-        if not answer.reply.is_positive:
-            self._refuse_all(answer)
-            await self._discard(len(envelope.rcpts) + 1)
-            return False
-        for index in range(len(envelope.rcpts)):
-            self._hear_rcpt(index, await self._reply())
-        self._forgive_overflow()
-        answer = await self._reply()
-        if answer.reply.severity == 3:
-            if self._accepted:
-                return True
-            await self._send_lone_dot()
-        elif self._accepted:
-            self._refuse_all(answer)
-        return False
+    async def _open_pipelined(self) -> _Step:
+        envelope = self._envelope
+        await self._session.send(envelope.mail, *envelope.rcpts, DATA)
+        answers = await self._session.replies(len(envelope.rcpts) + 2)
+        return self._weigh_opening(answers)
 
-    async def _open_in_lockstep(self) -> bool:
-        answer = await self._ask(self._envelope.mail)
-        if not answer.reply.is_positive:
+    def _weigh_opening(self, answers: Sequence[Answered]) -> _Step:
+        """Read the replies to MAIL, every RCPT and DATA, as far as they came."""
+        if not answers:
+            return self._lose()
+        self.was_heard = True
+        mail, rcpts = answers[0], answers[1 : len(self.verdicts) + 1]
+        if mail.reply.severity != 2:
+            self._refuse_all(mail)
+            # What was in flight behind it was heard out; the refusal is what counts.
+            goes_on = any(answer.reply.severity == 3 for answer in answers[1:])
+            return _Step.LONE_DOT if goes_on else _Step.NOTHING
+        for index, answer in enumerate(rcpts):
+            if answer.reply.code == 421:
+                return self._close(answer)
+            self._hear_rcpt(index, answer)
+        if len(answers) < len(self.verdicts) + 2:
+            return self._lose()
+        self._forgive_overflow()
+        return self._weigh_data(answers[-1])
+
+    def _weigh_data(self, answer: Answered) -> _Step:
+        if answer.reply.severity == 3:
+            # RFC 2920 §3.1: it may come although nobody was accepted.
+            return _Step.CONTENT if self._accepted else _Step.LONE_DOT
+        if self._accepted:
             self._refuse_all(answer)
-            return False
+        return _Step.NOTHING
+
+    async def _open_in_lockstep(self) -> _Step:
+        answer = await self._ask(self._envelope.mail)
+        if answer is None:
+            return self._lose()
+        if answer.reply.severity != 2:
+            self._refuse_all(answer)
+            return _Step.NOTHING
         for index, command in enumerate(self._envelope.rcpts):
-            self._hear_rcpt(index, await self._ask(command))
+            answer = await self._ask(command)
+            if answer is None:
+                return self._lose()
+            if answer.reply.code == 421:
+                return self._close(answer)
+            self._hear_rcpt(index, answer)
         self._forgive_overflow()
         if not self._accepted:
-            return False
+            return _Step.NOTHING
         answer = await self._ask(DATA)
-        if answer.reply.severity == 3:
-            return True
-        self._refuse_all(answer)
-        return False
+        return self._lose() if answer is None else self._weigh_data(answer)
+
+    async def _ask(self, command: Command) -> Answered | None:
+        await self._session.send(command)
+        answers = await self._session.replies(1)
+        self.was_heard |= bool(answers)
+        return answers[0] if answers else None
 
     def _hear_rcpt(self, index: int, answer: Answered) -> None:
         reply = answer.reply
@@ -156,22 +185,8 @@ class Transfer:
 
         Whatever the reply, nothing was delivered and everybody's verdict stands.
         """
-        try:
-            await self._session.exchange(LONE_DOT)
-        except SessionLost:
-            return
-
-    async def _discard(self, count: int) -> None:
-        """Hear out what was in flight behind a refusal; the refusal is what counts."""
-        try:
-            for _ in range(count):
-                answer = await self._session.reply()
-                if answer.reply.code == 421:
-                    return
-                if answer.reply.severity == 3:
-                    await self._send_lone_dot()
-        except SessionLost:
-            return
+        await self._session.send(LONE_DOT)
+        await self._session.replies(1)
 
     # -- the content ------------------------------------------------------------------------
 
@@ -179,19 +194,20 @@ class Transfer:
         session, octets = self._session, self._content.octets
         try:
             if octets is not None:
-                session.commit()
                 await session.send(content(stuff(octets)))
             elif not await self._stream_content():
                 return
-            answer = await self._reply()
+            answers = await session.replies(1)
         finally:
             session.release()
-        if answer.reply.is_positive:
-            verdict = delivered(answer.reply, self._peer)
+        if not answers:
+            self._lose()
+        elif answers[0].reply.severity == 2:
+            verdict = delivered(answers[0].reply, self._peer)
+            for index in self._accepted:
+                self.verdicts[index] = verdict
         else:
-            verdict = self._judge_refusal(answer)
-        for index in self._accepted:
-            self.verdicts[index] = verdict
+            self._settle_rest(self._judge_refusal(answers[0]))
 
     async def _stream_content(self) -> bool:
         """Send a content that is read while it is sent; `False` when it could not be read."""
@@ -208,22 +224,28 @@ class Transfer:
             text = f"the content could not be read: {error}"
             self._settle_rest(ours(Status.DEFERRED, Cause.IO, Stage.CONTENT, text))
             return False
-        session.commit()
         await session.send(content(stuffer.finish()))
         return True
 
-    # -- small parts ------------------------------------------------------------------------
+    # -- verdicts ---------------------------------------------------------------------------
 
-    async def _ask(self, command: Command) -> Answered:
-        await self._session.send(command)
-        return await self._reply()
+    def _lose(self) -> _Step:
+        """The session ended before the reply that was due."""
+        ending = self._session.loss or SessionLost(Cause.CLOSED, None)
+        command = ending.command
+        trouble = lost(
+            ending,
+            is_pipelined=self._pipelining and command is not None and command.shown is None,
+            is_content_written=self.is_content_written,
+            octets=self.content_octets,
+        )
+        self._settle_rest(judge(trouble, self._peer))
+        return _Step.NOTHING
 
-    async def _reply(self) -> Answered:
-        answer = await self._session.reply()
-        self.was_heard = True
-        if answer.reply.code == 421:
-            raise _ServiceClosing(answer)
-        return answer
+    def _close(self, answer: Answered) -> _Step:
+        """421: the session is over, whatever was asked (RFC 5321 §3.8)."""
+        self._settle_rest(self._judge_refusal(answer))
+        return _Step.NOTHING
 
     def _refuse_all(self, answer: Answered) -> None:
         trouble = refused(answer.command, answer.reply, is_pipelined=self._pipelining)
@@ -244,15 +266,5 @@ class Transfer:
             answer.reply,
             is_pipelined=self._pipelining and answer.command.shown is None,
             is_early=answer.is_early,
-        )
-        return judge(trouble, self._peer)
-
-    def _judge_loss(self, ending: SessionLost) -> Verdict:
-        command = ending.command
-        trouble = lost(
-            ending,
-            is_pipelined=self._pipelining and command is not None and command.shown is None,
-            is_content_written=self.is_content_written,
-            octets=self._session.content_octets - self._octets_before,
         )
         return judge(trouble, self._peer)

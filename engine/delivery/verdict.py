@@ -8,7 +8,7 @@ walk over hosts (`attempt`), when to retry (`queue.retry`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from engine.outcome import Cause, Scope, Status
 from engine.smtp.command import STAGES, Kind
@@ -49,8 +49,7 @@ class Trouble:
     is_chunked: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What a host made of a recipient.
 
     Attributes:
@@ -162,7 +161,7 @@ def delivered(reply: Reply, peer: Peer) -> Verdict:
         Status.DELIVERED,
         Stage.FINAL,
         Cause.REPLY,
-        f"accepted by {peer}: {reply.text}",
+        f"accepted by {peer.text}: {reply.text}",
         None,
         reply,
         reply.enhanced,
@@ -198,7 +197,7 @@ def lost(
         # Whatever reply was missing first: the content is out and its reply will not come.
         stage, text = Stage.FINAL, "end of data"
     elif command is None:
-        stage, text = Stage.MAIL, "an idle connection"
+        stage, text = Stage.MAIL, "a new transaction"
     elif command.kind is Kind.CONTENT or command.kind is Kind.BDAT_LAST:
         stage, text = Stage.CONTENT, "sending data block"
     else:

@@ -62,6 +62,11 @@ class Walk:
             and candidate in self._steps
         )
 
+    def strike(self, candidate: Candidate) -> None:
+        """Account for a candidate that was tried out of turn, or is tried once more."""
+        if candidate in self._steps:
+            self.take(candidate)
+
     def take(self, step: Candidate | HostFailure) -> None:
         """Account for a step that is being tried."""
         self._steps.remove(step)

@@ -77,7 +77,7 @@ def log_line(outcome: Outcome, *, at: float) -> str:
 def json_line(record: Outcome | Event, *, at: float) -> str:
     """Return an outcome or an event as one JSON object, without a line end.
 
-    Its keys are those of `as_dict`, and `time` in RFC 3339 form.
+    Its keys are those of `as_dict`, and `time` in the form of RFC 3339 §5.6.
 
     Args:
         record: What to write.

@@ -1,7 +1,7 @@
 """Remember answers for as long as they hold, and ask each question once at a time.
 
 `CachingResolver` stands between the router and any other resolver; `TtlCache` is the bounded
-memory beneath it, which the router uses for its routes.  Knows no I/O.
+memory beneath it, which the router uses for its routes.  Who waits for another's question waits here.
 """
 
 from __future__ import annotations

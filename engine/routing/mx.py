@@ -2,7 +2,7 @@
 
 Called by the router, step by step: `read_mx` (which hosts), `read_addresses` (their addresses),
 `cut_at_ourselves` (no loops), `build_route`.  `plan` is called by whoever walks a route.  RFC 5321
-§5.1 with the null MX of RFC 7505; everything a domain publishes is bounded.
+§5.1 with the null MX of RFC 7505 §3; everything a domain publishes is bounded.
 """
 
 from __future__ import annotations

@@ -7,9 +7,8 @@ address or parameter can ever smuggle a second command onto the wire.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from engine.smtp.errors import LocalProtocolError
 from engine.smtp.reply import show
@@ -68,9 +67,10 @@ STAGES: Final[Mapping[Kind, Stage]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """One thing to write, that the peer answers with one reply.
+
+    A named tuple, as are the other values that every message makes several of: they cost a third.
 
     Attributes:
         kind: What it is.
@@ -112,12 +112,14 @@ def hello(kind: Kind, name: str) -> Command:
 
 def mail(reverse_path: bytes, parameters: Sequence[bytes] = ()) -> Command:
     """Make MAIL; an empty reverse-path is the null path (RFC 5321 §4.1.1.2)."""
-    return _line(Kind.MAIL, b" ".join((b"MAIL FROM:<%b>" % reverse_path, *parameters)))
+    line = b"MAIL FROM:<%b>" % reverse_path
+    return _line(Kind.MAIL, b" ".join((line, *parameters)) if parameters else line)
 
 
 def rcpt(forward_path: bytes, parameters: Sequence[bytes] = ()) -> Command:
     """Make RCPT (RFC 5321 §4.1.1.3)."""
-    return _line(Kind.RCPT, b" ".join((b"RCPT TO:<%b>" % forward_path, *parameters)))
+    line = b"RCPT TO:<%b>" % forward_path
+    return _line(Kind.RCPT, b" ".join((line, *parameters)) if parameters else line)
 
 
 def content(octets: bytes, *, is_last: bool = True) -> Command:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.smtp.command import CONNECT, Command, Kind
 from engine.smtp.errors import LocalProtocolError, RemoteProtocolError
@@ -17,8 +18,7 @@ from engine.smtp.reply import Reply, ReplyParser
 from engine.smtp.state import SessionState, State
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """The peer answered the oldest command in flight.
 
     Attributes:

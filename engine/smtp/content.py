@@ -90,6 +90,22 @@ class Normaliser:
         return b"" if self._at_line_start else _CRLF
 
 
+def prepare(octets: bytes) -> tuple[bytes, ContentFacts]:
+    """Normalise and scan a whole content; in one go when it is as it should be.
+
+    Raises:
+        ContentError: As `normalise`.
+    """
+    if len(octets) <= _PIECE_OCTETS and octets.isascii() and b"\0" not in octets:
+        lengths = list(map(len, octets.splitlines()))
+        # bytes.splitlines() cuts at CR, LF and CRLF.  Only if each of its lines ended in two
+        # octets, which only CRLF has, do the lengths add up.
+        if lengths and sum(lengths) + 2 * len(lengths) == len(octets):
+            return octets, ContentFacts(len(octets), False, max(lengths), False)
+    octets = normalise(octets)
+    return octets, scan(octets)
+
+
 def scan(octets: bytes) -> ContentFacts:
     """Return the facts of a whole normalised content."""
     if len(octets) > _PIECE_OCTETS:

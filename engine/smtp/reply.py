@@ -59,8 +59,9 @@ class Reply:
 
         Octets that are not UTF-8 and control characters show as escapes.
         """
-        lines = r"\n".join(show(line) for line in self.lines)
-        return f"{self.code} {lines}".rstrip()
+        lines = self.lines
+        text = show(lines[0]) if len(lines) == 1 else r"\n".join(map(show, lines))
+        return f"{self.code} {text}".rstrip()
 
     def encode(self) -> bytes:
         """Return the reply as a server would send it."""

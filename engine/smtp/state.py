@@ -170,8 +170,45 @@ _HEARD_ONLY: Final = frozenset(
     {(S.READY, K.DATA), (S.MAIL, K.DATA), (S.MAIL, K.BDAT), (S.MAIL, K.BDAT_LAST)}
 )
 
-#: The first digit that *assumed* bets on.
-_BETS: Final[Mapping[Kind, int]] = {kind: GO_ON if kind is K.DATA else OK for kind in Kind}
+
+def _step(state: State, kind: Kind, severity: int) -> State | None:
+    new = TRANSITIONS[state].get((kind, severity if severity < 4 else NO))
+    if new is None and kind in ANYTIME:
+        return _step_anytime(state, kind, severity)
+    return new
+
+
+def _step_anytime(state: State, kind: Kind, severity: int) -> State | None:
+    if kind is Kind.QUIT:
+        return State.CLOSED if state in _QUIT_STATES and severity != GO_ON else None
+    if state in _COMMAND_STATES and severity != GO_ON:
+        # RSET before a hello changes nothing that it could reset.
+        target = ANYTIME[kind] if state is not State.HELLO else None
+        return state if severity >= 4 or target is None else target
+    return None
+
+
+def _sendable(state: State) -> dict[Kind, State]:
+    """Where *assumed* goes with each command: it bets on success, and on 354 for DATA."""
+    bets = {kind: _step(state, kind, GO_ON if kind is K.DATA else OK) for kind in Kind}
+    return {
+        kind: new
+        for kind, new in bets.items()
+        if new is not None and (state, kind) not in _HEARD_ONLY
+    }
+
+
+# The table unrolled, one look-up a step: this is on the path of every command and reply.
+_SENT: Final[Mapping[State, Mapping[Kind, State]]] = {state: _sendable(state) for state in State}
+_HEARD: Final[Mapping[State, Mapping[tuple[Kind, int], State]]] = {
+    state: {
+        (kind, severity): new
+        for kind in Kind
+        for severity in (2, 3, 4, 5)
+        if (new := _step(state, kind, severity)) is not None
+    }
+    for state in State
+}
 
 
 class SessionState:
@@ -200,8 +237,8 @@ class SessionState:
         last = self._last
         if last is not None and last in self._barriers:
             raise LocalProtocolError(f"{kind.name} before the reply to {last.name}")
-        new = _step(self.assumed, kind, _BETS[kind])
-        if new is None or (self.assumed, kind) in _HEARD_ONLY:
+        new = _SENT[self.assumed].get(kind)
+        if new is None:
             raise LocalProtocolError(f"{kind.name} is not allowed in state {self.assumed.name}")
         self.assumed = new
         self._last = kind
@@ -217,7 +254,7 @@ class SessionState:
         Raises:
             RemoteProtocolError: No such reply exists to such a command, here.
         """
-        new = _step(self.confirmed, kind, severity)
+        new = _HEARD[self.confirmed].get((kind, severity))
         if new is None:
             raise RemoteProtocolError(f"a {severity}yz reply to {kind.name}")
         self.confirmed = new
@@ -234,20 +271,3 @@ class SessionState:
         if self.confirmed is not State.TLS:
             raise LocalProtocolError("no TLS handshake was due")
         self.assumed = self.confirmed = State.HELLO
-
-
-def _step(state: State, kind: Kind, severity: int) -> State | None:
-    new = TRANSITIONS[state].get((kind, severity if severity < 4 else NO))
-    if new is None and kind in ANYTIME:
-        return _step_anytime(state, kind, severity)
-    return new
-
-
-def _step_anytime(state: State, kind: Kind, severity: int) -> State | None:
-    if kind is Kind.QUIT:
-        return State.CLOSED if state in _QUIT_STATES and severity != GO_ON else None
-    if state in _COMMAND_STATES and severity != GO_ON:
-        # RSET before a hello changes nothing that it could reset.
-        target = ANYTIME[kind] if state is not State.HELLO else None
-        return state if severity >= 4 or target is None else target
-    return None

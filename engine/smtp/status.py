@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 # RFC 3463 §2: class "." subject "." detail, at most three digits each and no leading zeros.
-_PATTERN: Final = re.compile(rb"([245])\.(0|[1-9]\d{0,2})\.(0|[1-9]\d{0,2})(?=[ \t]|$)")
+_PATTERN: Final = re.compile(rb"([245])\.(0|[1-9]\d{0,2})\.(0|[1-9]\d{0,2})")
+_LONGEST: Final = len(b"5.999.999 ")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -40,13 +42,19 @@ class EnhancedStatusCode:
         return cls(*map(int, match.groups()))
 
 
+@lru_cache(maxsize=512)
+def _read_code(code: int, word: bytes) -> EnhancedStatusCode | None:
+    match = _PATTERN.fullmatch(word)
+    if match is None or int(match[1]) != code // 100:
+        return None
+    return EnhancedStatusCode(int(match[1]), int(match[2]), int(match[3]))
+
+
 def read_enhanced(code: int, line: bytes) -> EnhancedStatusCode | None:
     """Return the enhanced status code at the start of a reply's text, if it can be trusted.
 
     RFC 2034 §4: its class must be the reply code's first digit.  Servers do send `550 4.7.1`;
     what contradicts itself is not used at all.
     """
-    match = _PATTERN.match(line)
-    if match is None or int(match[1]) != code // 100:
-        return None
-    return EnhancedStatusCode(int(match[1]), int(match[2]), int(match[3]))
+    # 9 octets hold the longest one; what is remembered must not grow with what peers send.
+    return _read_code(code, line[:_LONGEST].partition(b" ")[0].partition(b"\t")[0])

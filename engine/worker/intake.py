@@ -11,15 +11,16 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 
 import trio
 
 from engine.content import from_file, from_octets
 from engine.message import Message, Recipient
-from engine.smtp.errors import ContentError
 from engine.showing import show
+from engine.smtp.errors import ContentError
 from engine.worker.batch import TOO_LONG, LineSplitter, read_entry
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Says a line to a person, on standard error.
 Say: TypeAlias = Callable[[str], None]
+
+_T = TypeVar("_T")
 
 STDIN: Final = "-"
 _STDIN_DESCRIPTOR: Final = 0
@@ -58,8 +61,8 @@ class Source(Protocol):
         ...
 
     @property
-    def is_over(self) -> bool:
-        """Whether all messages were given, so that `expected` is no guess."""
+    def is_exact(self) -> bool:
+        """Whether `expected` is no guess."""
         ...
 
 
@@ -83,7 +86,7 @@ class CommandLine:
         self._file = file
         self._say = say
         self._incidents = incidents
-        self.is_over = False
+        self.is_exact = True
 
     def expected(self, submitted: int) -> int | None:
         """Return the number of recipients."""
@@ -101,9 +104,8 @@ class CommandLine:
             content = await self._content()
             if content is not None:
                 yield Message("1", sender[0], recipients, content)
-        self.is_over = True
 
-    def _parse[T](self, place: str, text: str, read: Callable[[str], T]) -> T | None:
+    def _parse(self, place: str, text: str, read: Callable[[str], _T]) -> _T | None:
         try:
             return read(text)
         except ValueError as error:
@@ -114,6 +116,10 @@ class CommandLine:
 
     async def _content(self) -> Content | None:
         name = _name(self._file)
+        if self._file == STDIN and os.isatty(_STDIN_DESCRIPTOR):
+            self._say(
+                "reading the message from the terminal; Ctrl-D at the start of a line ends it"
+            )
         try:
             return await _read_content(self._file)
         except ContentError as error:
@@ -143,11 +149,11 @@ class Batch:
         self._position = 0
         self._octets: int | None = None  # of the whole file; `None` for what is no regular file
         self._octets_done = 0
-        self.is_over = False
+        self.is_exact = False
 
     def expected(self, submitted: int) -> int | None:
         """Guess from how much of the file was read; `None` for a pipe that is still open."""
-        if self.is_over:
+        if self.is_exact:
             return submitted
         if not self._octets or not self._octets_done:
             return None
@@ -160,14 +166,16 @@ class Batch:
         read ahead is forgotten.
         """
         try:
-            async for number, line in self._lines():
-                message = await self._message(number, line)
-                if message is not None:
-                    yield message
+            async with aclosing(self._lines()) as lines:
+                async for number, line in lines:
+                    message = await self._message(number, line)
+                    if message is not None:
+                        yield message
         except OSError as error:
             self._incidents.has_unreadable_file = True
             self._say(f"{_name(self._file)}: {error.strerror}")
-        self.is_over = True
+        finally:
+            self.is_exact = True
 
     async def _lines(self) -> AsyncGenerator[tuple[int, bytes | None], None]:
         splitter = LineSplitter()

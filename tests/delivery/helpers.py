@@ -6,7 +6,7 @@ Everything here runs in virtual time: with `autojump_clock` a timeout of minutes
 from __future__ import annotations
 
 import math
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -21,14 +21,17 @@ from engine.net.errors import ConnectFailed
 from engine.net.facts import ConnectionFacts
 from engine.net.port import port_for
 from engine.outcome import Cause, Peer, Scope
+from engine.routing.router import Router
+from engine.routing.table import RouteTable
 from engine.settings import Settings
 from engine.smtp.command import Kind, hello
 from engine.smtp.stages import Stage
+from engine.testing.dns import FakeDns
 from engine.testing.script import ScriptMismatchError, parse_script
 from engine.testing.server import play
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
     from engine.delivery.session import Session
     from engine.net.options import ConnectOptions
@@ -154,13 +157,14 @@ async def open_session(
     timeouts: Timeouts | None = None, *, capacity: float = math.inf
 ) -> AsyncIterator[tuple[Session, MemoryStream, MemoryStream]]:
     """Run a session that was greeted: it, our stream, and the server's end."""
-    client, server = link(capacity)
+    client, server = link()
     async with run_session(client, timeouts or Timeouts()) as session:
         server.send_nowait(b"220 mx.test\r\n")
         assert (await session.reply()).command.kind is Kind.CONNECT
         server.send_nowait(b"250 mx.test\r\n")
         await session.exchange(hello(Kind.EHLO, "me.test"))
         await server.hear()
+        client.outgoing.capacity = capacity
         yield session, client, server
 
 
@@ -266,6 +270,120 @@ async def scripted(
     assert not hosts.unplayed
 
 
+class Service:
+    """A connector to hosts in memory that take what comes, and keep count.
+
+    Args:
+        answer: The reply of a host (its IP address) to a recipient (its local part).
+        delay: Seconds before each reply to a content.
+
+    Attributes:
+        made: The address of each connection, in the order they were made.
+        open: Connections that the client has open now.
+        peak: Most that ever were at a time.
+        quits: Connections ended by QUIT, with the time of it.
+        accepted: Host and recipient of everything accepted, in order.
+        refusing: Hosts that refuse connections.
+    """
+
+    def __init__(
+        self, answer: Callable[[str, str], str] = lambda _host, _to: "250 ok", delay: float = 0.0
+    ) -> None:
+        self.made: list[str] = []
+        self.peak = 0
+        self.quits: list[float] = []
+        self.accepted: list[tuple[str, str]] = []
+        self.refusing: set[str] = set()
+        self.nursery: trio.Nursery | None = None
+        self._answer = answer
+        self._delay = delay
+        self._ends: list[tuple[MemoryStream, MemoryStream]] = []
+
+    async def connect(self, candidate: Candidate, options: ConnectOptions) -> Connection:
+        await trio.lowlevel.checkpoint()
+        if candidate.address in self.refusing:
+            raise ConnectFailed(Stage.CONNECT, Cause.REFUSED, Scope.HOST, "refused")
+        client, server = link()
+        self.made.append(candidate.address)
+        self._ends.append((client, server))
+        self.peak = max(self.peak, self.open)
+        assert self.nursery is not None
+        self.nursery.start_soon(self._serve, candidate.address, server)
+        return connection_to(candidate, client, port_for(candidate, options))
+
+    @property
+    def open(self) -> int:
+        return sum(not client.is_closed for client, _ in self._ends)
+
+    def hang_up(self) -> None:
+        """Close every connection, without a word."""
+        for _, server in self._ends:
+            server.close()
+
+    async def _serve(self, host: str, server: MemoryStream) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async with aclosing(_lines(server)) as lines:
+                await self._converse(host, server, lines)
+        server.close()
+
+    async def _converse(
+        self, host: str, server: MemoryStream, lines: AsyncGenerator[str, None]
+    ) -> None:
+        server.send_nowait(b"220 service\r\n")
+        recipients: list[str] = []
+        async for line in lines:
+            reply = "250 ok"
+            match line[:4]:
+                case "EHLO":
+                    reply = "250-service\r\n250 PIPELINING"
+                case "RCPT":
+                    recipient = line[9:-1].partition("@")[0]
+                    reply = self._answer(host, recipient)
+                    if reply == "stall":
+                        await trio.sleep_forever()
+                    if reply[0] == "2":
+                        recipients.append(recipient)
+                case "DATA":
+                    reply = "354 go on" if recipients else "554 nobody"
+                case "QUIT":
+                    self.quits.append(trio.current_time())
+                    reply = "221 bye"
+            server.send_nowait(f"{reply}\r\n".encode())
+            if reply[0] == "3":
+                while (text := await anext(lines, None)) != ".":
+                    if text is None:
+                        return
+                await trio.sleep(self._delay)
+                self.accepted += [(host, recipient) for recipient in recipients]
+                server.send_nowait(b"250 2.0.0 queued\r\n")
+            if line[:4] in ("DATA", "RSET"):
+                recipients = []
+
+
+async def _lines(stream: MemoryStream) -> AsyncGenerator[str, None]:
+    rest = b""
+    while octets := await stream.receive_some():
+        *lines, rest = (rest + octets).split(b"\r\n")
+        for line in lines:
+            yield line.decode()
+
+
+@asynccontextmanager
+async def serving(*args: object, **options: object) -> AsyncIterator[Service]:
+    """Run a `Service`."""
+    service = Service(*args, **options)
+    failure: Exception | None = None
+    async with trio.open_nursery() as service.nursery:
+        try:
+            yield service
+            await wait_all_tasks_blocked()
+        except Exception as error:  # noqa: BLE001 - raised below, without a group around it
+            failure = error
+        service.nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
 # ---- messages and engines ------------------------------------------------------------------------
 
 
@@ -284,7 +402,15 @@ def message(
 
 def settings(**more: object) -> Settings:
     """Make settings with our name in them."""
-    return Settings(helo_name="me.test", **more)
+    return Settings(**{"helo_name": "me.test", **more})
+
+
+async def static_router(routes: Sequence[str], *domains: str) -> Router:
+    """Make a router that knows the way already: so messages start in the order they are submitted."""
+    router = Router(FakeDns({}), table=RouteTable([("*", list(routes))]))
+    for domain in domains:
+        await router.route(domain)
+    return router
 
 
 async def deliver(
@@ -292,16 +418,29 @@ async def deliver(
     *messages: Message,
     routes: Sequence[str] = ("192.0.2.1",),
     options: Mapping[str, object] | None = None,
+    together: bool = False,
     **more: object,
 ) -> list[Outcome]:
-    """Send messages by one engine, one after another is settled; return the outcomes in order."""
+    """Send messages by one engine; return the outcomes in the order they came.
+
+    One after the other is settled, or all `together` from the start.
+    """
     found: list[Outcome] = []
-    more.setdefault("routes", [("*", list(routes))])
+    if "resolver" in more:
+        # Not the engine's own router: that one knows which addresses this very machine has.
+        more["router"] = Router(more.pop("resolver"))
+    elif "router" not in more:
+        domains = {to.mailbox.routing_domain for each in messages for to in each.recipients}
+        more["router"] = await static_router(routes, *domains)
     more.setdefault("connector", hosts)
     async with Engine(settings(**(options or {})), **more) as engine:
         for each in messages:
             await engine.submit(each)
-            found += [await engine.outcomes.receive() for _ in each.recipients]
+            if not together:
+                found += [await engine.outcomes.receive() for _ in each.recipients]
+        if together:
+            count = sum(len(each.recipients) for each in messages)
+            found = [await engine.outcomes.receive() for _ in range(count)]
     assert [left async for left in engine.outcomes] == []
     assert engine.statistics().in_flight == 0
     assert engine.statistics().connections_open == 0
@@ -329,7 +468,7 @@ def told(outcomes: Sequence[Outcome]) -> list[str]:
 async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
     """Wait, in real time, until something is so."""
     with trio.fail_after(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - nothing tells
             await trio.sleep(0.001)
 
 

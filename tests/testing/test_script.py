@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.testing.clock import FakeClock
 from engine.testing.script import Kind, ScriptMismatchError, Step, Verb, parse_script
 
 DIALOGUE = """
@@ -137,12 +136,3 @@ def test_a_mismatch_names_line_expectation_and_what_came():
         "the client said b'RSET'",
     )
     assert str(ScriptMismatchError(0, "a", "b")).startswith("script over: ")
-
-
-def test_the_fake_clock_moves_only_when_told():
-    clock = FakeClock(100.0)
-    assert clock() == clock() == 100.0
-    clock.advance(2.5)
-    assert clock() == 102.5
-    clock.time = 50.0
-    assert clock() == 50.0

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Write = Callable[[str | bytes], Path]
 
-SECTIONS = "defaults, paths, routes, dns, queue, worker, retry"
+SECTIONS = "defaults, paths, routes, routing, dns, queue, worker, retry"
 SERVERS_ALLOWED = 'IP addresses of name servers with or without a port, as "127.0.0.1:53"'
 PROXY_ALLOWED = '"socks5://[user:pass@]host[:port]" or "haproxy://host[:port]": one, or a list'
 
@@ -68,7 +68,7 @@ def test_without_a_file_everything_is_default():
     assert (config.table.rules, config.routes, config.name_servers) == ((), (), ())
     assert config.dns_timeout == 5.0
     assert config.sources["defaults.port"] == "default"
-    assert len(config.sources) == len(Settings.model_fields) + 2
+    assert len(config.sources) == len(Settings.model_fields) + 4
     assert set(config.sources.values()) == {"default"}
 
 
@@ -635,3 +635,42 @@ def test_any_octets_are_a_configuration_or_a_config_error(octets: bytes):
     except ConfigError as error:
         found = error
     assert isinstance(found, Config) or all(line.startswith("x:") for line in found.problems)
+
+
+# ---- who we are -----------------------------------------------------------------------------------
+
+
+def test_who_we_are_can_be_said(write: Write):
+    config = load_config(
+        write(
+            '[routing]\nown_addresses = ["192.0.2.1", "2001:db8::1"]\n'
+            'own_names = ["MX.example.net.", "bücher.example"]\n'
+        )
+    )
+
+    assert config.own_addresses == ("192.0.2.1", "2001:db8::1")
+    assert config.own_names == ("mx.example.net", "xn--bcher-kva.example")
+    assert config.sources["routing.own_names"] == "engine.toml:3"
+
+
+def test_without_own_addresses_this_machine_is_asked():
+    assert load_config(None).own_addresses is None
+
+
+def test_an_empty_list_of_own_addresses_is_not_the_default(write: Write):
+    assert load_config(write("[routing]\nown_addresses = []\n")).own_addresses == ()
+
+
+def test_bad_own_addresses_and_names_are_refused(write: Write):
+    text = '[routing]\nown_addresses = ["mx.test", 7]\nown_names = ["a b"]\nname = "x"\n'
+    assert problems(write(text)) == [
+        (
+            'engine.toml:2: routing.own_addresses: found "mx.test", 7; '
+            "allowed IP addresses of this machine; an empty list: nothing is ourselves"
+        ),
+        'engine.toml:3: routing.own_names: found "a b"; allowed host names of this machine',
+        (
+            "engine.toml:4: routing.name: found an unknown name; allowed a known name; "
+            'did you mean "own_names"?'
+        ),
+    ]

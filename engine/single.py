@@ -1,0 +1,166 @@
+"""One SMTP session with one host, without an engine around it: `open_session`.
+
+For programs that want to hold the session in their own hands: probes, tests, a single message to a
+smart host.  Outcomes are the same values as everywhere; there is no next host to go on to.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from engine.delivery.attempt import Attempt
+from engine.delivery.host_session import HostSession
+from engine.delivery.session import run_session
+from engine.delivery.shared import Path, Shared
+from engine.errors import EngineError
+from engine.net.errors import ConnectFailed
+from engine.outcome import Outcome, Peer
+from engine.paths import SettingsTable, refuse_unavailable
+from engine.report.statistics import Recorder
+from engine.report.stream import EventStream
+from engine.report.transcript import Transcript
+from engine.route import Unroutable
+from engine.routing.mx import plan
+from engine.routing.router import Router
+from engine.routing.table import RouteTable
+from engine.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from engine.message import Message
+    from engine.net.connector import Connection, ConnectorLike
+    from engine.routing.resolver import Resolver
+    from engine.smtp.capabilities import Capabilities
+    from engine.smtp.command import Command
+    from engine.smtp.connection import Answered
+
+#: Any domain serves to ask the table for the one host it knows.
+_ANY_DOMAIN: Final = "host.invalid"
+
+
+class SessionRefusedError(EngineError):
+    """There is no session: no address, no connection, or a refused greeting or hello."""
+
+
+class SmtpSession:
+    """A session that has said hello.
+
+    Attributes:
+        peer: Both ends.
+        offered: What the host offers.
+    """
+
+    def __init__(self, host: HostSession) -> None:
+        self.peer: Peer = host.peer
+        self.offered: Capabilities = host.offered
+        self._host = host
+
+    async def send(self, message: Message) -> list[Outcome]:
+        """Deliver a message here; one outcome a recipient, in the order they became known.
+
+        Whatever the host refuses or loses is in the outcomes.  Cancelled before the content's
+        end, nothing was delivered and the session is of no further use.
+        """
+        outcomes: list[Outcome] = []
+        attempt = Attempt(
+            message, message.recipients, outcomes.append, submitted_at=trio.current_time()
+        )
+        # There is no second connection to try again on: the first answer stands.
+        attempt.lockstep = attempt.had_stale_connection = True
+        if not self._host.session.is_ready:
+            await self._host.make_ready()
+        await self._host.deliver(attempt)
+        attempt.give_up(trio.current_time())
+        return outcomes
+
+    async def exchange(self, *window: Command) -> list[Answered]:
+        """Send commands as one window and return their replies; fewer when the session is lost.
+
+        Raises:
+            LocalProtocolError: SMTP does not allow one of them now.
+        """
+        await self._host.session.send(*window)
+        return await self._host.session.replies(len(window))
+
+
+@asynccontextmanager
+async def open_session(
+    connector: ConnectorLike,
+    host: str,
+    *,
+    settings: Settings | None = None,
+    resolver: Resolver | None = None,
+) -> AsyncIterator[SmtpSession]:
+    """Connect to a host and say hello; QUIT on leaving the block.
+
+    Args:
+        connector: Makes the connection.
+        host: `HOST[:PORT]`: a name, `192.0.2.1`, `[2001:db8::1]:2525`.  No MX lookup.
+        settings: How to connect and what to say; by default the usual.
+        resolver: Finds the addresses of a name; by default this machine's name servers.
+
+    Raises:
+        SessionRefusedError: There is no session; the text says why.
+        ConfigError: A setting asks for what is not built yet.
+        ValueError: `host` is none; the text says what is allowed.
+    """
+    settings = settings or Settings()
+    refuse_unavailable(SettingsTable(settings))
+    path = Path.of(settings)
+    shared = _bystander(connector, settings)
+    connection = await _connect(connector, host, path, resolver)
+    facts = connection.facts
+    peer = Peer(facts.host, facts.address, facts.port, facts.local_address, 1)
+    async with run_session(connection.stream, path.timeouts) as session:
+        there = HostSession(session, facts, peer, settings, shared, None)
+        refusal = await there.greet()
+        if refusal is not None:
+            await there.quit()
+            raise SessionRefusedError(refusal.text)
+        try:
+            yield SmtpSession(there)
+        finally:
+            await there.quit()
+
+
+async def _connect(
+    connector: ConnectorLike, host: str, path: Path, resolver: Resolver | None
+) -> Connection:
+    family = path.settings.address_family
+    if resolver is None:
+        from engine.routing.stub import DnsResolver
+
+        resolver = DnsResolver()
+    router = Router(resolver, table=RouteTable([("*", [host])]))
+    route = await router.route(_ANY_DOMAIN, family)
+    if isinstance(route, Unroutable):
+        raise SessionRefusedError(route.text)
+    failures = [failure.text for failure in route.failures]
+    for candidate in plan(route, family, Random()):  # noqa: S311 - guards nothing
+        try:
+            return await connector.connect(candidate, path.options)
+        except ConnectFailed as failure:
+            failures.append(failure.text)
+    raise SessionRefusedError("; ".join(failures))
+
+
+def _bystander(connector: ConnectorLike, settings: Settings) -> Shared:
+    """What a host session needs of an engine, where there is none."""
+    return Shared(
+        connector=connector,
+        table=SettingsTable(settings),
+        plan=plan,
+        events=EventStream(),
+        recorder=Recorder(),
+        settle=lambda _: None,
+        clock=time.time,
+        rng=Random(),  # noqa: S311 - guards nothing
+        grace=0.0,
+        make_transcript=Transcript,
+    )

@@ -1,0 +1,196 @@
+"""The command line: options, help, and nothing else.
+
+Only click and the standard library are imported with this module; each command imports what it
+needs, so that `--help` is there at once.
+"""
+
+from __future__ import annotations
+
+import click
+
+_EXITS = """\b
+Exit status:
+  0    all were delivered
+  64   bad usage
+  65   bad input data: a malformed batch line, address or content;
+       it is reported and the rest is sent
+  66   a named file cannot be read
+  69   something failed for good
+  75   something is deferred or unknown, and nothing failed;
+       also when nobody reads standard output any more
+  78   bad configuration; nothing was sent
+  130  interrupted, after a clean drain
+Where several apply: 130, then 65, 66, 69, 75."""
+
+
+_SEND = """\
+Deliver now, and say what became of every recipient.
+
+One message to the RECIPIENTs, or with --batch as many as the file has lines. There is one delivery
+attempt for each recipient; messages to the same site share connections. Results go to standard
+output, everything else to standard error. A first interrupt (Ctrl-C, SIGTERM) stops reading and
+finishes what is in flight, a second one stops at once.
+
+\b
+Examples:
+  delivery-engine send --sender me@example.org --message letter.eml \\
+      you@example.net
+  delivery-engine send --host 127.0.0.1:2525 --batch list.jsonl \\
+      --json > outcomes.jsonl
+  generate | delivery-engine send --config engine.toml --batch -
+
+\b
+A line of a batch file:
+  {"id": "7", "sender": "me@example.org",
+   "recipients": ["you@example.net"], "message": "letter.eml"}
+
+In place of "message", a path relative to the batch file, there may be "content" (text) or
+"content_base64". Optional: "envid", "ret" ("full" or "hdrs"), "require_tls", "smtputf8". A
+recipient may be an object: {"address": "...", "notify": ["failure", "delay"], "orcpt": "rfc822;..."}.
+Without "id" a message is named by its position, from 1."""
+
+
+class HostType(click.ParamType[str]):
+    """`HOST[:PORT]`."""
+
+    name = "host[:port]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text when it is a host; fail as bad usage when not."""
+        from engine.routing.table import parse_host
+
+        try:
+            parse_host(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"delivery-engine {version('delivery-engine')}")
+        ctx.exit()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+def cli() -> None:
+    """Deliver mail over SMTP, and say what became of every recipient.
+
+    See it work, on this machine alone: python -m engine demo
+    """
+
+
+@cli.command(help=_SEND, epilog=_EXITS)
+@click.option("--sender", metavar="ADDR", help='Reverse-path; "<>" or "" is the null path.')
+@click.option(
+    "--message", metavar="FILE", help="The content, RFC 5322; - (default) is standard input."
+)
+@click.option(
+    "--batch", metavar="FILE", help="JSON Lines, one message a line; - is standard input."
+)
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    type=HostType(),
+    metavar="HOST[:PORT]",
+    help="Send to this host instead of looking up MX records; repeat it for hosts to fall back on, "
+    "in this order. A name, 192.0.2.1, [2001:db8::1]:2525.",
+)
+@click.option("--config", metavar="FILE", help="Configuration, TOML.")
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="One setting over those of the configuration; repeatable. The value is read as TOML, else "
+    "taken as text.",
+)
+@click.option(
+    "--state",
+    metavar="FILE",
+    help="SQLite file for hints between runs. There are no hints to keep in this version: the file "
+    "is neither read nor written.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object a recipient, as each is known."
+)
+@click.option("--transcript", is_flag=True, help="With each outcome, the SMTP dialogue.")
+@click.option(
+    "--log",
+    type=click.Choice(["text", "json", "off"]),
+    help="Log lines on standard error; by default text, and none beside a live progress display.",
+)
+@click.argument("recipients", nargs=-1, metavar="[RECIPIENT]...")
+def send(
+    *,
+    sender: str | None,
+    message: str | None,
+    batch: str | None,
+    hosts: tuple[str, ...],
+    config: str | None,
+    sets: tuple[str, ...],
+    state: str | None,  # noqa: ARG001 - hints come with the features that have some
+    as_json: bool,
+    transcript: bool,
+    log: str | None,
+    recipients: tuple[str, ...],
+) -> int:
+    """Check the options and run `engine.worker.send`."""
+    _check_usage(sender, message, batch, recipients)
+    from engine.worker.run import Manner
+    from engine.worker.send import SendOptions
+    from engine.worker.send import send as run_send
+
+    manner = Manner(as_json=as_json, transcripts=transcript, log=log)  # type: ignore[arg-type]
+    return run_send(SendOptions(recipients, sender, message, batch, hosts, config, sets, manner))
+
+
+def _check_usage(
+    sender: str | None, message: str | None, batch: str | None, recipients: tuple[str, ...]
+) -> None:
+    if batch is None:
+        if not recipients:
+            raise click.UsageError("RECIPIENT or --batch is needed")
+        if sender is None:
+            raise click.UsageError('--sender is needed; --sender "<>" is the null path')
+        return
+    for given, name in ((recipients, "RECIPIENT"), (message, "--message"), (sender, "--sender")):
+        if given or (given is not None and name != "RECIPIENT"):
+            raise click.UsageError(f"--batch and {name} exclude each other; the batch has it all")
+
+
+@cli.command()
+@click.option(
+    "--messages",
+    type=click.IntRange(1),
+    default=5000,
+    show_default=True,
+    help="How many to send.",
+)
+@click.option(
+    "--connections",
+    type=click.IntRange(1, 1000),
+    default=20,
+    show_default=True,
+    help="How many connections to use at most.",
+)
+def demo(messages: int, connections: int) -> int:
+    """Send mail to a sink on this machine, and watch.
+
+    Starts a mail sink on a free loopback port, sends personalised messages through the whole
+    engine, some of them to recipients that the sink refuses, and shows what became of them.
+    """
+    from engine.worker.demo import demo as run_demo
+
+    return run_demo(messages, connections)

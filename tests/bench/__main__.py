@@ -1,0 +1,36 @@
+"""`python -m tests.bench throughput|memory|startup`: what this engine costs, beside its peers.
+
+Absolute figures say as much about the machine as about the programs; read the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tests.bench import footprint, throughput
+
+
+def main() -> int:
+    """Run one benchmark and print its table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    throughput.add_arguments(
+        commands.add_parser("throughput", help="messages a second to one sink, by every sender")
+    )
+    footprint.add_arguments(
+        commands.add_parser("memory", help="peak memory of `send --batch` with many messages")
+    )
+    commands.add_parser("startup", help="seconds until `python -m engine --help` has answered")
+    arguments = parser.parse_args()
+    match arguments.command:
+        case "throughput":
+            return throughput.run(arguments)
+        case "memory":
+            return footprint.run_memory(arguments)
+        case _:
+            return footprint.run_startup()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

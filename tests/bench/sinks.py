@@ -1,0 +1,67 @@
+"""The receiving end of a benchmark: one sink for all senders, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+SERVERS = Path(os.environ.get("ENGINE_TEST_SERVERS", "/opt/engine-test-servers"))
+
+
+def find_tool(name):
+    """Return the command and the environment for one of Postfix's test tools, or `None`."""
+    environment = dict(os.environ)
+    unpacked = SERVERS / "usr" / "sbin" / name
+    if unpacked.exists():
+        environment["LD_LIBRARY_PATH"] = str(SERVERS / "usr" / "lib" / "postfix")
+        return str(unpacked), environment
+    installed = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    return (installed, environment) if installed else None
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@contextmanager
+def running(kind):
+    """Run a sink (`smtp-sink` or `shipped`) and yield its port."""
+    port = free_port()
+    if kind == "smtp-sink":
+        tool, environment = find_tool("smtp-sink")
+        command = [tool, f"127.0.0.1:{port}", "1000"]
+        if os.geteuid() == 0:
+            command[1:1] = ["-u", "nobody"]
+    else:
+        environment = dict(os.environ)
+        command = [sys.executable, "-m", "engine.testing.sink", "--port", str(port), "--quiet"]
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        _wait_for(port)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _wait_for(port):
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return

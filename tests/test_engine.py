@@ -1,0 +1,610 @@
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from engine.engine import Engine
+from engine.errors import EngineClosedError
+from engine.outcome import Cause, Outcome, Scope, Status
+from engine.routing.resolver import Resolver
+from engine.routing.router import Router
+from engine.paths import PathRule, SettingsTable
+from engine.smtp.stages import Stage
+from engine.testing.dns import FakeDns
+from engine.testing.sink import open_sink
+from tests.delivery.helpers import (
+    greeted,
+    message,
+    scripted,
+    serving,
+    settings,
+    told,
+    transaction,
+)
+
+MX1, MX2 = "192.0.2.1", "192.0.2.2"
+EVERYWHERE = [("*", [MX1])]
+ZONE = {
+    "x.test": {"MX": ["10 mx.test"]},
+    "y.test": {"MX": ["10 mx.test"]},
+    "z.test": {"MX": ["10 other.test"]},
+    "mx.test": {"A": [MX1]},
+    "other.test": {"A": [MX2]},
+    "closed.test": {"MX": ["0 ."]},
+    "broken.test": {"MX": "SERVFAIL"},
+    "slow.test": {"MX": "TIMEOUT"},
+}
+
+
+def an_engine(connector, *, zone=None, **more) -> Engine:
+    """Make an engine that sends everything to one host, or by a DNS in memory."""
+    if zone is not None:
+        more["router"] = Router(FakeDns(zone, ttl=3600))
+    elif "router" not in more:
+        more.setdefault("routes", EVERYWHERE)
+    return Engine(more.pop("settings", None) or settings(), connector=connector, **more)
+
+
+async def outcomes_of(engine: Engine) -> list[Outcome]:
+    """Return the outcomes nobody took, after the end."""
+    return [outcome async for outcome in engine.outcomes]
+
+
+def stalls(host: str, recipient: str) -> str:
+    return "stall" if recipient == "stall" else "250 ok"
+
+
+# ---- in and out ----------------------------------------------------------------------------------
+
+
+async def test_a_message_without_id_gets_a_number(autojump_clock):
+    async with serving() as service, an_engine(service) as engine:
+        assert await engine.submit(message()) == "1"
+        assert await engine.submit(message(id="mine")) == "mine"
+        assert await engine.submit(message()) == "3"
+        found = {(await engine.outcomes.receive()).message for _ in range(3)}
+
+    assert found == {"1", "mine", "3"}
+
+
+async def test_outcomes_can_be_read_after_the_block(autojump_clock):
+    async with serving() as service:
+        async with an_engine(service) as engine:
+            await engine.submit(message("a@x.test", "b@x.test"))
+        found = await outcomes_of(engine)
+
+    assert told(found) == [f"{name}@x.test delivered - final reply 250" for name in "ab"]
+
+
+async def test_outcomes_end_with_the_engine(autojump_clock):
+    async with serving() as service, trio.open_nursery() as nursery:
+        found: list[Outcome] = []
+
+        async def read() -> None:
+            found.extend([outcome async for outcome in engine.outcomes])
+
+        async with an_engine(service) as engine:
+            nursery.start_soon(read)
+            await engine.submit(message())
+
+    assert len(found) == 1
+
+
+async def test_an_engine_can_be_entered_once(autojump_clock):
+    async with serving() as service:
+        async with an_engine(service) as engine:
+            pass
+        with pytest.raises(RuntimeError, match="once"):
+            async with engine:
+                pass
+
+
+async def test_exceptions_of_the_block_come_out_ungrouped_and_stop_at_once(autojump_clock):
+    async with serving(stalls) as service:
+        started = trio.current_time()
+        with pytest.raises(KeyError, match="mine"):
+            async with an_engine(service) as engine:
+                await engine.submit(message("stall@x.test"))
+                await wait_all_tasks_blocked()
+                raise KeyError("mine")
+
+        assert trio.current_time() == started
+        assert service.open == 0
+    assert told(await outcomes_of(engine)) == [
+        "stall@x.test deferred local connect cancelled -"
+    ]
+
+
+async def test_two_engines_in_one_process(autojump_clock):
+    async with serving(delay=1) as service:
+        async with an_engine(service) as one, an_engine(service) as other:
+            await one.submit(message("a@x.test"))
+            await other.submit(message("b@x.test"))
+            first, second = await one.outcomes.receive(), await other.outcomes.receive()
+
+    assert (first.recipient, second.recipient) == ("a@x.test", "b@x.test")
+    assert (first.message, second.message) == ("1", "1")
+    assert first.peer is not None
+    assert second.peer is not None
+    assert first.peer.connection == second.peer.connection == 1
+
+
+# ---- back-pressure -------------------------------------------------------------------------------
+
+
+async def test_submit_waits_while_all_seats_are_taken(autojump_clock):
+    async with serving() as service, an_engine(service, max_in_flight=3) as engine:
+        for _ in range(3):
+            await engine.submit(message())
+        await wait_all_tasks_blocked()
+        with trio.move_on_after(5) as scope:
+            await engine.submit(message())
+        assert scope.cancelled_caught
+
+        await engine.outcomes.receive()
+        await engine.submit(message())
+
+        assert engine.statistics().messages == 4
+
+
+async def test_a_cancelled_submit_has_taken_nothing(autojump_clock):
+    async with serving() as service:
+        async with an_engine(service, max_in_flight=1) as engine:
+            await engine.submit(message())
+            with trio.move_on_after(5):
+                await engine.submit(message("never@x.test"))
+            await engine.outcomes.receive()
+            await engine.submit(message("b@x.test"))
+
+        assert [outcome.recipient for outcome in await outcomes_of(engine)] == ["b@x.test"]
+    assert engine.statistics().submitted == 2
+
+
+async def test_a_message_larger_than_the_house_waits_for_an_empty_one(autojump_clock):
+    async with serving() as service, an_engine(service, max_in_flight=2) as engine:
+        await engine.submit(message())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(engine.submit, message(*[f"n{n}@x.test" for n in range(5)]))
+            await wait_all_tasks_blocked()
+            assert engine.statistics().messages == 1
+            await engine.outcomes.receive()
+
+        assert engine.statistics().submitted == 6
+
+
+# ---- the end -------------------------------------------------------------------------------------
+
+
+async def test_leaving_the_block_finishes_what_is_in_flight(autojump_clock):
+    async with serving(delay=7) as service:
+        async with an_engine(service) as engine:
+            for _ in range(5):
+                await engine.submit(message())
+
+        assert {outcome.status for outcome in await outcomes_of(engine)} == {Status.DELIVERED}
+    assert len(service.accepted) == 5
+
+
+async def test_drain_says_whether_all_was_done(autojump_clock):
+    async with serving(delay=7) as service, an_engine(service) as engine:
+        await engine.submit(message())
+        started = trio.current_time()
+
+        assert await engine.drain() is True
+
+        assert trio.current_time() - started == pytest.approx(7)
+        assert service.open == 0
+
+
+async def test_drain_cancels_the_rest_when_its_time_is_over(autojump_clock):
+    drained = []
+    async with serving(stalls) as service:
+        started = trio.current_time()
+        async with an_engine(service) as engine:
+            await engine.submit(message("stall@x.test"))
+            await engine.submit(message("a@x.test"))
+            drained.append(await engine.drain(timeout=30))
+
+        assert trio.current_time() - started == pytest.approx(30)
+    assert drained == [False]
+    assert told(await outcomes_of(engine)) == [
+        "a@x.test delivered - final reply 250",
+        "stall@x.test deferred local connect cancelled -",
+    ]
+
+
+async def test_a_draining_engine_takes_nothing(autojump_clock):
+    async with serving(delay=7) as service, an_engine(service) as engine:
+        await engine.submit(message())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(engine.drain)
+            await wait_all_tasks_blocked()
+            with pytest.raises(EngineClosedError):
+                await engine.submit(message())
+
+
+async def test_who_waits_to_submit_is_turned_away_when_the_engine_drains(autojump_clock):
+    refused = []
+    async with serving(delay=7) as service, an_engine(service, max_in_flight=1) as engine:
+
+        async def submit() -> None:
+            try:
+                await engine.submit(message())
+            except EngineClosedError:
+                refused.append("refused")
+
+        await engine.submit(message())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(submit)
+            await wait_all_tasks_blocked()
+            await engine.drain()
+
+    assert refused == ["refused"]
+    assert engine.statistics().submitted == 1
+
+
+async def test_two_may_drain_at_once(autojump_clock):
+    async with serving(delay=7) as service, an_engine(service) as engine:
+        await engine.submit(message())
+        with trio.fail_after(100):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(engine.drain)
+                nursery.start_soon(engine.drain)
+
+
+async def test_a_closed_engine_takes_nothing(autojump_clock):
+    async with serving() as service:
+        async with an_engine(service) as engine:
+            pass
+        with pytest.raises(EngineClosedError):
+            await engine.submit(message())
+
+
+async def test_an_engine_can_cancel_itself(autojump_clock):
+    reached = []
+    async with serving(stalls) as service:
+        async with an_engine(service) as engine:
+            await engine.submit(message("stall@x.test"))
+            await wait_all_tasks_blocked()
+            engine.cancel()
+            await trio.lowlevel.checkpoint()
+            reached.append("behind a checkpoint")
+
+    assert reached == []
+    assert len(await outcomes_of(engine)) == 1
+
+
+async def test_a_cancelled_engine_takes_nothing(autojump_clock):
+    async with serving() as service:
+        async with an_engine(service) as engine:
+            engine.cancel()
+            with pytest.raises(EngineClosedError):
+                await engine.submit(message())
+
+
+async def test_mail_submitted_while_a_cancelled_engine_winds_down_is_not_lost(autojump_clock):
+    """Somebody else's task submits while the reply to a content is still waited for."""
+    scope = trio.CancelScope()
+    async with serving(delay=5) as service, trio.open_nursery() as nursery:
+        engine = an_engine(service, zone=ZONE)
+        is_running = trio.Event()
+
+        async def run() -> None:
+            with scope:
+                async with engine:
+                    await engine.submit(message("early@z.test"))
+                    await trio.sleep(6)
+                    await engine.submit(message("long@x.test"))
+                    is_running.set()
+                    await trio.sleep_forever()
+
+        nursery.start_soon(run)
+        await is_running.wait()
+        await trio.sleep(1)
+        scope.cancel()
+        await trio.sleep(1)
+        refused = 0
+        for domain in ("z.test", "x.test", "y.test"):
+            try:
+                await engine.submit(message(f"late@{domain}"))
+            except EngineClosedError:
+                refused += 1
+
+    found = await outcomes_of(engine)
+    assert len(found) + refused == 5
+    assert engine.statistics().in_flight == 0
+
+
+# ---- ways ----------------------------------------------------------------------------------------
+
+
+async def test_recipients_of_one_site_travel_together(autojump_clock):
+    """However many domains they belong to."""
+    everybody = ["a@x.test", "b@y.test", "c@x.test"]
+    dialogue = greeted("PIPELINING") + transaction(
+        ("a@x.test", "250 ok"), ("c@x.test", "250 ok"), ("b@y.test", "250 ok"), pipelined=True
+    )
+    async with scripted(dialogue) as hosts, an_engine(hosts, zone=ZONE) as engine:
+        await engine.submit(message(*everybody))
+        found = [await engine.outcomes.receive() for _ in everybody]
+
+    assert told(found) == [f"{to} delivered - final reply 250" for to in sorted(everybody)]
+    assert {outcome.transaction for outcome in found} == {1}
+
+
+async def test_recipients_of_different_sites_do_not_wait_for_each_other(autojump_clock):
+    async with serving(delay=5) as service, an_engine(service, zone=ZONE) as engine:
+        await engine.submit(message("a@x.test", "b@z.test"))
+        found = [await engine.outcomes.receive() for _ in range(2)]
+        assert trio.current_time() == pytest.approx(5)
+
+    assert {outcome.peer.host for outcome in found if outcome.peer} == {"mx.test", "other.test"}
+
+
+@pytest.mark.parametrize(
+    ("domain", "status", "enhanced"),
+    [
+        ("nowhere.test", Status.FAILED, "5.1.2"),
+        ("closed.test", Status.FAILED, "5.1.10"),
+        ("broken.test", Status.DEFERRED, "4.4.3"),
+        ("slow.test", Status.DEFERRED, "4.4.3"),
+    ],
+)
+async def test_what_cannot_be_routed_is_told(domain, status, enhanced, autojump_clock):
+    async with serving() as service, an_engine(service, zone=ZONE) as engine:
+        await engine.submit(message(f"a@{domain}", f"b@{domain}", "c@x.test"))
+        found = {outcome.recipient: outcome for outcome in [
+            await engine.outcomes.receive() for _ in range(3)
+        ]}
+
+    assert found["c@x.test"].status is Status.DELIVERED
+    for outcome in (found[f"a@{domain}"], found[f"b@{domain}"]):
+        assert (outcome.status, outcome.stage, outcome.cause) == (status, Stage.ROUTE, Cause.DNS)
+        assert (str(outcome.enhanced), outcome.scope, outcome.peer) == (enhanced, Scope.DOMAIN, None)
+
+
+async def test_slow_dns_for_one_domain_does_not_delay_another(autojump_clock):
+    async with serving() as service, an_engine(service, zone=ZONE) as engine:
+        await engine.submit(message("slow@slow.test"))
+        await engine.submit(message("quick@x.test"))
+
+        first = await engine.outcomes.receive()
+
+        assert (first.recipient, first.timings.route) == ("quick@x.test", 0)
+        assert trio.current_time() == pytest.approx(0)
+        second = await engine.outcomes.receive()
+        assert second.timings.route == pytest.approx(5)
+
+
+async def test_a_known_way_is_not_asked_for_again(autojump_clock):
+    dns = FakeDns(ZONE)
+    async with serving() as service, an_engine(service, router=Router(dns)) as engine:
+        for _ in range(5):
+            await engine.submit(message())
+            await engine.outcomes.receive()
+
+    assert dns.asked["x.test", "MX"] == 1
+
+
+async def test_an_address_literal_is_its_own_way(autojump_clock):
+    async with serving() as service, an_engine(service, zone={}) as engine:
+        await engine.submit(message("a@[192.0.2.7]"))
+        outcome = await engine.outcomes.receive()
+
+    assert outcome.status is Status.DELIVERED
+    assert service.made == ["192.0.2.7"]
+
+
+class BrokenResolver(Resolver):
+    async def query(self, name, rdtype):
+        await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError("oh no")
+
+
+async def test_a_bug_in_routing_defers_and_never_bounces(autojump_clock, caplog):
+    async with serving() as service:
+        async with an_engine(service, router=Router(BrokenResolver())) as engine:
+            await engine.submit(message("a@x.test", "b@y.test"))
+            found = [await engine.outcomes.receive() for _ in range(2)]
+
+    assert told(found) == [
+        "a@x.test deferred local route internal -",
+        "b@y.test deferred local route internal -",
+    ]
+    assert "ZeroDivisionError: oh no" in caplog.text
+
+
+async def test_mail_that_waits_for_the_dns_of_a_cancelled_engine_is_deferred(autojump_clock):
+    async with serving() as service:
+        async with an_engine(service, zone=ZONE) as engine:
+            await engine.submit(message("a@slow.test"))
+            await wait_all_tasks_blocked()
+            engine.cancel()
+
+    assert told(await outcomes_of(engine)) == ["a@slow.test deferred local route cancelled -"]
+
+
+# ---- settings of paths ---------------------------------------------------------------------------
+
+
+async def test_settings_of_a_path_hold_for_it_alone(autojump_clock):
+    table = SettingsTable(
+        settings(),
+        [
+            PathRule("other.test", {"helo_name": "other.me.test", "port": 2525}),
+            PathRule("y.test", {"pipelining": False}),
+        ],
+    )
+    body = transaction(("a@x.test", "250 ok"), pipelined=True)
+    scripts = {
+        MX1: greeted("PIPELINING")
+        + body
+        + "! connection\n"
+        + greeted("PIPELINING")
+        + transaction(("b@y.test", "250 ok"), pipelined=False),
+        MX2: greeted("PIPELINING").replace("me.test", "other.me.test")
+        + transaction(("c@z.test", "250 ok"), pipelined=True),
+    }
+    found = {}
+    async with scripted(scripts) as hosts, an_engine(hosts, zone=ZONE, settings=table) as engine:
+        for recipient in ("a@x.test", "b@y.test", "c@z.test"):
+            await engine.submit(message(recipient))
+            found[recipient] = await engine.outcomes.receive()
+
+    assert {outcome.status for outcome in found.values()} == {Status.DELIVERED}
+    assert {to: outcome.peer.port for to, outcome in found.items()} == {
+        "a@x.test": 25,
+        "b@y.test": 25,
+        "c@z.test": 2525,
+    }
+
+
+# ---- many at once --------------------------------------------------------------------------------
+
+
+async def test_a_site_that_stalls_delays_no_other(autojump_clock):
+    def answer(host: str, _: str) -> str:
+        return "stall" if host == "192.0.2.200" else "250 ok"
+
+    async with serving(answer, delay=0.1) as service:
+        async with an_engine(service, zone={}) as engine:
+            started = trio.current_time()
+            for number in range(50):
+                await engine.submit(message("s@[192.0.2.200]"))
+                await engine.submit(message(f"a@[192.0.2.{number + 1}]"))
+            found = [await engine.outcomes.receive() for _ in range(50)]
+
+            assert {outcome.status for outcome in found} == {Status.DELIVERED}
+            assert trio.current_time() - started < 1
+            assert engine.statistics().in_flight == 50
+            engine.cancel()
+
+    assert len(await outcomes_of(engine)) == 50
+
+
+async def test_a_full_house_of_stalled_mail_is_let_in_again(autojump_clock):
+    """Seats are bounded: who fills them with a stalled site waits, and time-outs free them."""
+    async with serving(stalls) as service:
+        quick = settings(command_timeout=20, max_connections=2)
+        async with an_engine(service, settings=quick, max_in_flight=4) as engine:
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def read() -> None:
+                    for _ in range(10):
+                        outcome = await engine.outcomes.receive()
+                        assert outcome.cause is Cause.TIMEOUT
+
+                for _ in range(10):
+                    await engine.submit(message("stall@x.test"))
+
+    assert engine.statistics().deferred == 10
+
+
+FAULTS = [
+    "reject",
+    "defer",
+    "full",
+    "toomany",
+    "421",
+    "drop",
+    "garbage",
+    "data-reject",
+    "data-defer",
+    "close-in-data",
+    "close-after-dot",
+    "slow-0.02",
+    "greylist",
+]
+#: What the worst of it can come to; where recipients share a message, one speaks for all.
+POSSIBLE = {
+    "reject": {"failed", "deferred"},
+    "data-reject": {"failed", "deferred", "unknown"},
+    "close-after-dot": {"unknown", "deferred", "failed"},
+}
+
+
+def throw_dice(rng: Random, number: int) -> tuple[list[str], str]:
+    """Choose recipients and reverse-path of a message."""
+    names = rng.choices(["fine", *FAULTS], [40, *[1] * len(FAULTS)], k=rng.randint(1, 4))
+    names += ["stall"] if number % 70 == 69 else []
+    senders = [f"{name}@me.test" for name in ("s", "reject-mail", "drop-mail", "421-mail")]
+    (sender,) = rng.choices(senders, [97, 1, 1, 1])
+    return [f"{name}+{number}.{n}@x.test" for n, name in enumerate(names)], sender
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_everybody_has_one_outcome_whatever_servers_do(seed):
+    """Over real sockets, against a server with every fault it knows."""
+    rng = Random(seed)
+    quick = settings(command_timeout=0.3, final_timeout=0.3, max_connections=8)
+    found: list[Outcome] = []
+    submitted: dict[str, list[str]] = {}
+    async with open_sink() as sink:
+        routes = [("*", [f"127.0.0.1:{sink.port}"])]
+        async with trio.open_nursery() as nursery:
+            engine = Engine(quick, routes=routes, max_in_flight=100)
+
+            async def read() -> None:
+                found.extend([outcome async for outcome in engine.outcomes])
+
+            nursery.start_soon(read)
+            async with engine:
+                for number in range(200):
+                    to, sender = throw_dice(rng, number)
+                    submitted[str(number)] = to
+                    await engine.submit(message(*to, id=str(number), sender=sender))
+                assert await engine.drain(timeout=20)
+        statistics = sink.statistics()
+
+    asked = Counter((number, to) for number, all_to in submitted.items() for to in all_to)
+    assert Counter((outcome.message, outcome.recipient) for outcome in found) == asked
+    numbers = engine.statistics()
+    told_of = Counter(outcome.status for outcome in found)
+    assert numbers.in_flight == numbers.connections_open == 0
+    assert (numbers.delivered, numbers.deferred, numbers.failed, numbers.unknown) == tuple(
+        told_of[status] for status in (Status.DELIVERED, Status.DEFERRED, Status.FAILED, Status.UNKNOWN)
+    )
+    assert statistics.recipients == told_of[Status.DELIVERED]
+    for number, recipients in submitted.items():
+        mine = [outcome for outcome in found if outcome.message == number]
+        if all(to.startswith(("fine", "slow")) for to in recipients):
+            is_sender_fine = not any("MAIL" in each.text for each in mine)
+            assert {each.status for each in mine} == {Status.DELIVERED} or not is_sender_fine
+        for each in mine:
+            fault = each.recipient.partition("+")[0]
+            assert str(each.status) in POSSIBLE.get(fault, set(Status))
+            assert Cause.INTERNAL is not each.cause
+
+
+async def test_over_real_sockets_messages_arrive_as_they_were():
+    async with open_sink(keep=True) as sink:
+        routes = [("*", [f"127.0.0.1:{sink.port}"])]
+        async with Engine(settings(max_connections=3), routes=routes) as engine:
+            for number in range(60):
+                body = b"Subject: %d\r\n\r\n.dot\r\n" % number
+                await engine.submit(message(f"n{number}@x.test", content=body))
+        statistics = sink.statistics()
+
+    assert {outcome.status for outcome in await outcomes_of(engine)} == {Status.DELIVERED}
+    assert {(each.recipients, each.content) for each in sink.messages} == {
+        ((f"n{number}@x.test",), b"Subject: %d\r\n\r\n.dot\r\n" % number) for number in range(60)
+    }
+    assert statistics.connections <= 3
+    assert statistics.connections == engine.statistics().connections_opened
+    assert engine.statistics().octets == statistics.octets + 60 * 3
+
+
+async def test_a_watcher_that_fails_costs_no_mail(autojump_clock, caplog):
+    def fail(_: object) -> None:
+        raise ZeroDivisionError("oh no")
+
+    async with serving() as service, an_engine(service) as engine:
+        engine.events.watch(fail)
+        await engine.submit(message())
+
+        assert (await engine.outcomes.receive()).status is Status.DELIVERED

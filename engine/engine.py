@@ -2,13 +2,12 @@
 
     submit → seats (back-pressure) → router → one pool a site → outcomes
 
-A message is routed without waiting when its domains are known, and by a task of its own when the
-DNS must be asked; so a slow name server holds up nobody else's mail.
+Everything a message goes through on its way to a pool is `engine.dispatch`'s.
 """
 
 from __future__ import annotations
 
-import logging
+import math
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,39 +16,32 @@ from typing import TYPE_CHECKING, Final, Self
 
 import trio
 
-from engine.delivery.attempt import Attempt
-from engine.delivery.pool import SitePool
 from engine.delivery.shared import Shared
-from engine.delivery.verdict import ours
+from engine.dispatch import Dispatcher
 from engine.errors import ConfigError
 from engine.net.connector import Connector
-from engine.outcome import Cause, Outcome, Status, Timings
 from engine.outcomes import Outcomes, Seats
 from engine.paths import SettingsTable, refuse_unavailable
-from engine.report.events import MessageSubmitted, RecipientSettled, RecipientsRouted
+from engine.report.events import MessageSubmitted, RecipientSettled
 from engine.report.statistics import Recorder
 from engine.report.stream import EventStream
 from engine.report.transcript import Transcript
-from engine.route import Route, Unroutable
 from engine.routing.mx import plan
 from engine.routing.own import read_own_addresses
 from engine.routing.router import LOOPBACK, Router
 from engine.routing.table import RouteTable
 from engine.settings import Settings
-from engine.smtp.stages import Stage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
-    from engine.choices import AddressFamily
-    from engine.message import Message, Recipient
+    from engine.message import Message
     from engine.net.connector import ConnectorLike
+    from engine.outcome import Outcome
     from engine.report.statistics import Statistics
     from engine.routing.resolver import Resolver
-
-_log = logging.getLogger("engine")
 
 #: Recipients inside the engine, from submit to the reading of their outcomes.  With messages of
 #: 50 KB that is 50 MB at most; enough to keep some hundred connections busy.
@@ -129,13 +121,12 @@ class Engine:
         self._seats = Seats(max_in_flight)
         self.outcomes = Outcomes(self._seats)
         self.events = EventStream()
-        self._router = router or _default_router(
+        made_router = router or _default_router(
             routes,
             resolver or _default_resolver(name_servers, dns_timeout),
             own_addresses,
             own_names,
         )
-        self._table = table
         self._shared = Shared(
             connector=connector or Connector(),
             table=table,
@@ -148,7 +139,7 @@ class Engine:
             grace=grace,
             make_transcript=Transcript if transcripts else None,
         )
-        self._pools: dict[tuple[str, tuple[int, ...]], SitePool] = {}
+        self._dispatcher = Dispatcher(self._shared, made_router, self._wake)
         self._nursery: trio.Nursery | None = None
         self._running: AbstractAsyncContextManager[None] | None = None
         self._submitted = 0
@@ -180,6 +171,7 @@ class Engine:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                self._dispatcher.run_in(nursery)
                 try:
                     yield
                     await self.drain()
@@ -206,11 +198,12 @@ class Engine:
         """
         self._is_draining = True
         self._seats.close()
-        with trio.CancelScope(relative_deadline=float("inf") if timeout is None else timeout) as scope:
+        seconds = math.inf if timeout is None else timeout
+        with trio.CancelScope(relative_deadline=seconds) as scope:
             await self._wait_until(lambda: self._unsettled == 0)
-            for pool in list(self._pools.values()):
+            for pool in list(self._dispatcher.pools.values()):
                 pool.drain()
-            await self._wait_until(lambda: not self._pools)
+            await self._wait_until(lambda: not self._dispatcher.pools)
         if scope.cancelled_caught:
             self.cancel()
         return not scope.cancelled_caught
@@ -251,160 +244,17 @@ class Engine:
         if self.events.is_watched:
             octets = message.content.facts.octets
             self.events.publish(MessageSubmitted(self._clock(), message.id, count, octets))
-        self._dispatch(message)
+        self._dispatcher.dispatch(message)
         return message.id
 
     def statistics(self) -> Statistics:
         """Return the numbers of this moment."""
         return self._recorder.snapshot(
             events_dropped=self.events.dropped,
-            sites=[pool.statistics() for pool in self._pools.values()],
+            sites=[pool.statistics() for pool in self._dispatcher.pools.values()],
         )
-
-    # -- routing ----------------------------------------------------------------------------
-
-    def _dispatch(self, message: Message) -> None:
-        """Hand a message to its pools, at once where the ways are known."""
-        now = trio.current_time()
-        by_domain: dict[str, list[Recipient]] = {}
-        for recipient in message.recipients:
-            domain = recipient.mailbox.routing_domain
-            if domain in by_domain:
-                by_domain[domain].append(recipient)
-            else:
-                by_domain[domain] = [recipient]
-        routes = {}
-        for domain in by_domain:
-            route = self._router.known(domain, self._family_for(domain))
-            if route is None:
-                assert self._nursery is not None
-                self._nursery.start_soon(
-                    self._route_and_hand_out, message, by_domain, now, name=f"route {message.id}"
-                )
-                return
-            routes[domain] = route
-        self._hand_out(message, by_domain, routes, now)
-
-    async def _route_and_hand_out(
-        self, message: Message, by_domain: dict[str, list[Recipient]], submitted_at: float
-    ) -> None:
-        routes: dict[str, Route | Unroutable] = {}
-
-        async def find(domain: str) -> None:
-            routes[domain] = await self._router.route(domain, self._family_for(domain))
-            if self.events.is_watched:
-                found = routes[domain]
-                site = found.site if isinstance(found, Route) else ""
-                self.events.publish(RecipientsRouted(self._clock(), domain, site, found.seconds))
-
-        verdict = ours(
-            Status.DEFERRED, Cause.CANCELLED, Stage.ROUTE, "the engine was stopped first"
-        )
-        is_routed = False
-        try:
-            async with trio.open_nursery() as nursery:
-                for domain in by_domain:
-                    nursery.start_soon(find, domain)
-            is_routed = True
-        except Exception:
-            _log.exception("routing message %s failed by a bug of ours", message.id)
-            verdict = ours(
-                Status.DEFERRED, Cause.INTERNAL, Stage.ROUTE, "internal error; see the log"
-            )
-        finally:
-            if not is_routed:
-                attempt = Attempt(
-                    message, message.recipients, self._settle, submitted_at=submitted_at
-                )
-                attempt.end(verdict, trio.current_time())
-        if is_routed:
-            self._hand_out(message, by_domain, routes, submitted_at)
-
-    def _hand_out(
-        self,
-        message: Message,
-        by_domain: dict[str, list[Recipient]],
-        routes: dict[str, Route | Unroutable],
-        submitted_at: float,
-    ) -> None:
-        """Give each pool its part: recipients who go to one site travel together."""
-        if len(by_domain) == 1:  # the common case, and the one that must be quick
-            ((domain, recipients),) = by_domain.items()
-            route = routes[domain]
-            if isinstance(route, Route):
-                self._put(self._pool_for(domain, route), message, recipients, submitted_at, route.seconds)
-                return
-        by_pool: dict[SitePool, tuple[list[Recipient], float]] = {}
-        for domain, recipients in by_domain.items():
-            route = routes[domain]
-            if isinstance(route, Unroutable):
-                self._settle_unroutable(message, recipients, route, submitted_at)
-                continue
-            pool = self._pool_for(domain, route)
-            if pool in by_pool:
-                by_pool[pool][0].extend(recipients)
-            else:
-                by_pool[pool] = (recipients, route.seconds)
-        for pool, (recipients, seconds) in by_pool.items():
-            self._put(pool, message, recipients, submitted_at, seconds)
-
-    @staticmethod
-    def _put(
-        pool: SitePool,
-        message: Message,
-        recipients: list[Recipient],
-        submitted_at: float,
-        route_seconds: float,
-    ) -> None:
-        pool.put(
-            Attempt(
-                message,
-                recipients,
-                pool.settle,
-                submitted_at=submitted_at,
-                route_seconds=route_seconds,
-            )
-        )
-
-    def _family_for(self, domain: str) -> AddressFamily:
-        rules = self._table.matching(domain=domain, site="")
-        return self._table.settings(rules).address_family
-
-    def _pool_for(self, domain: str, route: Route) -> SitePool:
-        key = (route.site, self._table.matching(domain=domain, site=route.site))
-        pool = self._pools.get(key)
-        if pool is None:
-            pool = self._pools[key] = SitePool(self._shared, key[0], route, key[1], domain)
-            assert self._nursery is not None
-            self._nursery.start_soon(pool.run, self._forget, name=f"pool {route.site}")
-        pool.route = route
-        return pool
-
-    def _forget(self, pool: SitePool) -> None:
-        for key in [key for key, known in self._pools.items() if known is pool]:
-            del self._pools[key]
-        self._changed.set()
 
     # -- results ----------------------------------------------------------------------------
-
-    def _settle_unroutable(
-        self, message: Message, recipients: list[Recipient], found: Unroutable, submitted_at: float
-    ) -> None:
-        total = trio.current_time() - submitted_at
-        for recipient in recipients:
-            self._settle(
-                Outcome(
-                    message=message.id,
-                    recipient=recipient.address,
-                    status=found.status,
-                    scope=found.scope,
-                    stage=Stage.ROUTE,
-                    cause=found.cause,
-                    enhanced=found.enhanced,
-                    text=found.text,
-                    timings=Timings(route=found.seconds, total=total),
-                )
-            )
 
     def _settle(self, outcome: Outcome) -> None:
         self._recorder.recipient_settled(outcome.status)
@@ -413,7 +263,10 @@ class Engine:
         self.outcomes.put(outcome)
         self._unsettled -= 1
         if self._unsettled == 0 and self._is_draining:
-            self._changed.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
 
 
 def _default_resolver(name_servers: Sequence[str], timeout: float) -> Resolver:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -123,8 +122,10 @@ class Outcomes(trio.abc.ReceiveChannel["Outcome"]):
         # Under load many wait: a task switch for each would cost more than the outcome itself.
         self._in_a_row += 1
         if self._in_a_row < _IN_A_ROW:
-            with suppress(trio.WouldBlock):
+            try:
                 return self.receive_nowait()
+            except trio.WouldBlock:
+                pass
         self._in_a_row = 0
         outcome = await self._out.receive()
         self._seats.give_back()

@@ -19,7 +19,8 @@ class Candidate:
         address: IP address in its usual text form, without brackets.
         port: TCP port where the route fixes one (`--host mx.test:2525`); it wins over the
             `port` setting.  `None` elsewhere.
-        preference: MX preference, lower is tried first (RFC 5321 §5.1).
+        preference: Place among the route's MX preferences, from 0; lower is tried first
+            (RFC 5321 §5.1).
     """
 
     host: str
@@ -39,7 +40,7 @@ class HostFailure:
 
     Attributes:
         host: Its name.
-        preference: Its MX preference.
+        preference: As in `Candidate`.
         is_temporary: Whether asking again later may help (a name server failed or timed out).
         text: One line for a person.
         port: As in `Candidate`.
@@ -64,6 +65,8 @@ class Route:
         failures: Hosts without a usable address; they count as tried and failed.
         seconds: How long it took to find out (0.0 when it was known).
         is_static: Whether the order of `candidates` is the user's and must be kept.
+        order: The site's hosts by preference: `mx1,mx2;backup`.  Domains of one site that rank its
+            hosts differently may not stand in one queue.
     """
 
     site: str
@@ -71,6 +74,7 @@ class Route:
     failures: tuple[HostFailure, ...] = ()
     seconds: float = 0.0
     is_static: bool = False
+    order: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ class Unroutable:
         scope: Who is to blame, mostly the domain.
         cause: `dns` mostly; `policy` or `config` where a rule of ours says no.
         enhanced: Our status code: 5.1.2 no such domain, 5.1.10 null MX, 4.4.3 name server
-            trouble, 5.4.6 the mail would loop back to us.
+            trouble, 4.4.6 the mail would loop back to us.
         text: One line for a person.
         seconds: How long it took to find out.
     """

@@ -41,6 +41,7 @@ class HostSession:
         offered: What the host offers; nothing until `greet` has said hello.
         features: What is in force.
         transactions: Mail transactions begun.
+        ending: How the session ended, `done` when it ended with our QUIT; empty before.
         did_last_succeed: Whether the last transaction delivered to anybody.
     """
 
@@ -58,6 +59,7 @@ class HostSession:
         self.offered = NO_CAPABILITIES
         self.features = Features(fast_open=facts.fast_open, proxy=facts.proxy)
         self.transactions = 0
+        self.ending = ""
         self.did_last_succeed = False
         self._settings = settings
         self._recorder = shared.recorder
@@ -119,6 +121,8 @@ class HostSession:
 
     async def quit(self) -> None:
         """Say QUIT, if anything can still be said; nothing depends on the answer."""
+        loss = self.session.loss
+        self.ending = "done" if loss is None else str(loss.cause)
         await say_quit(self.session)
 
     def _helo_name(self) -> str:

@@ -172,6 +172,9 @@ class Session:
         if not self.is_usable:
             return
         if not self._is_writing:
+            if _ends_content(window[-1]):
+                # If reader and writer are being cancelled already, it is too late to commit.
+                await trio.lowlevel.checkpoint_if_cancelled()
             # The channel is empty: what goes in comes out at once, without a task switch.
             self._windows_in.send_nowait(window)
             self._drain()
@@ -265,17 +268,17 @@ class Session:
 
     def _drain(self) -> None:
         """Write what waits in the commands channel, as one write; the rest is the writer's."""
-        window, parts = self._windows.receive_nowait(), list[bytes]()
+        window = self._windows.receive_nowait()
         connection = self._connection
         was_owed = connection.owed
-        for command in window:
-            parts.append(connection.send(command))
+        if len(window) == 1:
+            octets = connection.send(window[0])
+        else:
+            octets = b"".join([connection.send(command) for command in window])
         if self._scribe is not None:
             self._note(window)
-        if not was_owed:
-            self._arm()
-        octets = parts[0] if len(parts) == 1 else b"".join(parts)
-        if _ends_content(window[-1]):
+        ends_content = _ends_content(window[-1])
+        if ends_content:
             self.commit()
         try:
             sent = self._stream.send_nowait(octets)
@@ -286,10 +289,12 @@ class Session:
             self._is_writing = True
             self._unwritten = (window, octets, sent)
             self._needed.set()
-            self._arm()
             self.release()
-        else:
+        elif window[0].kind in _CONTENT_KINDS:
             self._written(window)
+            return
+        if not was_owed or ends_content:
+            self._arm()
 
     async def _write(self) -> None:
         with self._windows, self._writing:
@@ -392,7 +397,8 @@ class Session:
                 return []
 
     def _take_events(self) -> list[Answered]:
-        connection, answers = self._connection, list[Answered]()
+        connection = self._connection
+        answers = connection.take_run() if self._scribe is None and not self._is_writing else []
         asked = connection.oldest_owed
         try:
             while (event := connection.next_event()) is not None:
@@ -439,7 +445,7 @@ class Session:
         if (
             oldest is None
             or (oldest.kind is Kind.CONTENT and self._connection.is_content_open)
-            or self._is_unwritten_content(oldest)
+            or (self._is_writing and self._is_unwritten_content(oldest))
         ):
             self._due = self._latest
         else:

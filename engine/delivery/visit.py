@@ -56,7 +56,7 @@ class Visit:
                 await self._converse(host, task)
             finally:
                 pool.left(session)
-                reason = str(session.loss.cause) if session.loss else "done"
+                reason = host.ending or str(session.loss.cause if session.loss else "cancelled")
                 seconds = trio.current_time() - started
                 host.publish(
                     events.ConnectionClosed, pool.site, reason, host.transactions, seconds

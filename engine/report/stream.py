@@ -8,7 +8,6 @@ Not here: what is in an event (`engine.report.events`).
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -149,8 +148,10 @@ class Subscription(trio.abc.ReceiveChannel[Event]):
         # A task switch for each event would cost more than the event; one in a while will do.
         self._in_a_row += 1
         if self._in_a_row < _IN_A_ROW:
-            with suppress(trio.WouldBlock):
+            try:
                 return self._receiver.receive_nowait()
+            except trio.WouldBlock:
+                pass
         self._in_a_row = 0
         return await self._receiver.receive()
 

@@ -154,18 +154,34 @@ def is_local(address: str, local_addresses: frozenset[str]) -> bool:
 
 
 def build_route(hosts: Iterable[Host], *, is_static: bool = False) -> Route:
-    """Return the route over hosts in order; an address met again is left out."""
+    """Return the route over hosts in order; an address met again is left out.
+
+    Preferences are numbered from 0: that one domain says 10 and 20 where another says 5 and 50 of
+    the same hosts means the same, and their mail shares connections.
+    """
     hosts = tuple(hosts)
+    ranks = {
+        preference: rank
+        for rank, preference in enumerate(sorted({host.preference for host in hosts}))
+    }
     candidates: dict[tuple[str, int | None], Candidate] = {}
     for host in hosts:
         for address in host.addresses:
-            candidate = Candidate(host.name, address, host.port, host.preference)
+            candidate = Candidate(host.name, address, host.port, ranks[host.preference])
             candidates.setdefault((address, host.port), candidate)
     return Route(
         site=site_name((host.name, host.port) for host in hosts),
         candidates=tuple(candidates.values()),
-        failures=tuple(host.failure for host in hosts if host.failure is not None),
+        failures=tuple(
+            replace(host.failure, preference=ranks[host.preference])
+            for host in hosts
+            if host.failure is not None
+        ),
         is_static=is_static,
+        order=";".join(
+            site_name((host.name, host.port) for host in hosts if host.preference == preference)
+            for preference in ranks
+        ),
     )
 
 

@@ -130,6 +130,27 @@ class ClientConnection:
         else:
             self._eof = True
 
+    def take_run(self) -> list[Answered]:
+        """Return the replies that are ready and as expected; stop before any that is not.
+
+        It gives what `next_event` would give one by one, for the path where every message passes.
+        A 421, and whatever is out of turn, is left for `next_event`.
+        """
+        run = list[Answered]()
+        if self._content_open:
+            return run
+        ready, owed, machine = self._parser.ready, self._owed, self._machine
+        while ready and owed:
+            reply, command = ready[0], owed[0]
+            severity = reply.code // 100
+            if reply.code == 421 or not machine.may_hear(command.kind, severity):
+                break
+            ready.popleft()
+            owed.popleft()
+            machine.heard(command.kind, severity, is_last=not owed)
+            run.append(Answered(command, reply))
+        return run
+
     def next_event(self) -> Event | None:
         """Return what happened next, `None` when more octets are needed to tell.
 

@@ -81,7 +81,12 @@ def show(octets: bytes) -> str:
 
 
 class ReplyParser:
-    """Cuts a stream of octets into replies, one `next_reply` at a time."""
+    """Cuts a stream of octets into replies, one `next_reply` at a time.
+
+    Attributes:
+        ready: Whole replies that were found while feeding, the oldest first; `next_reply` begins
+            with them.
+    """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -89,7 +94,7 @@ class ReplyParser:
         self._codes: list[int] = []  # of the reply being collected
         self._lines: list[bytes] = []
         self._octets = 0
-        self._ready: deque[Reply] = deque()
+        self.ready: deque[Reply] = deque()
         self._remembered: dict[bytes, Reply] = {}
 
     def feed(self, data: bytes) -> None:
@@ -105,7 +110,7 @@ class ReplyParser:
                 self._buffer += data[position:]
                 return
             position = match.end()
-            self._ready.append(self._one_line(match))
+            self.ready.append(self._one_line(match))
 
     def next_reply(self) -> Reply | None:
         """Return the next complete reply, or `None` when more octets are needed.
@@ -113,8 +118,8 @@ class ReplyParser:
         Raises:
             RemoteProtocolError: What came is no reply; the parser is of no use any more.
         """
-        if self._ready:
-            return self._ready.popleft()
+        if self.ready:
+            return self.ready.popleft()
         while (line := self._next_line()) is not None:
             code, is_last, text = _split_line(line)
             if self._codes and self._codes[0] // 100 != code // 100:
@@ -136,7 +141,7 @@ class ReplyParser:
         Not zero when a TLS handshake is due means that someone spoke in clear behind the
         STARTTLS reply; they must not be believed (RFC 3207 §6).
         """
-        ready = sum(len(reply.encode()) for reply in self._ready)
+        ready = sum(len(reply.encode()) for reply in self.ready)
         return ready + len(self._buffer) + self._octets
 
     def _one_line(self, match: re.Match[bytes]) -> Reply:

@@ -243,6 +243,10 @@ class SessionState:
         self.assumed = new
         self._last = kind
 
+    def may_hear(self, kind: Kind, severity: int) -> bool:
+        """Whether a reply of this first digit can be the answer to the oldest command in flight."""
+        return (kind, severity) in _HEARD[self.confirmed]
+
     def heard(self, kind: Kind, severity: int, *, is_last: bool) -> None:
         """Account for the reply to the oldest command in flight.
 

@@ -1,39 +1,60 @@
+from __future__ import annotations
+
 import pytest
 
+from engine.delivery.session import Timeouts
 from engine.delivery.shared import Path
+from engine.engine import Engine
+from engine.net.options import ConnectOptions
+from engine.routing.router import Router
 from engine.settings import Settings
-from engine.smtp.command import Kind
+from engine.testing.dns import FakeDns
+from tests.delivery.helpers import message, serving, settings
 
 
-def test_a_path_takes_what_connecting_needs_from_the_settings():
-    settings = Settings(
-        interface=["127.0.0.2"],
+def test_a_path_has_what_the_connector_and_the_session_need():
+    found = Settings(
+        interface=["192.0.2.9"],
         interface_strict=True,
-        connect_timeout=7,
-        keepalive=False,
         port=2525,
+        keepalive=False,
+        connect_timeout=1,
+        greeting_timeout=2,
+        command_timeout=3,
+        data_timeout=4,
+        final_timeout=5,
+        quit_timeout=6,
     )
 
-    options = Path.of(settings).options
+    path = Path.of(found)
 
-    assert (options.interface, options.interface_strict) == (("127.0.0.2",), True)
-    assert (options.connect_timeout, options.keepalive, options.port) == (7.0, False, 2525)
+    assert path.settings is found
+    assert path.options == ConnectOptions(
+        port=2525,
+        interface=("192.0.2.9",),
+        interface_strict=True,
+        connect_timeout=1,
+        keepalive=False,
+    )
+    assert path.timeouts == Timeouts(greeting=2, command=3, data=4, final=5, quit=6)
 
 
 @pytest.mark.parametrize(("protocol", "port"), [("smtp", 25), ("lmtp", 24), ("smtps", 465)])
-def test_without_a_port_the_protocol_decides(protocol, port):
+def test_without_a_port_it_is_the_protocols_own(protocol, port):
     assert Path.of(Settings(protocol=protocol)).options.port == port
 
 
-def test_each_kind_of_reply_has_its_own_timeout():
-    settings = Settings(
-        greeting_timeout=1, command_timeout=2, data_timeout=3, final_timeout=4, quit_timeout=5
-    )
+def test_the_port_may_be_a_service_and_wins_over_the_protocols():
+    assert Path.of(Settings(protocol="lmtp", port="submission")).options.port == 587
 
-    timeouts = Path.of(settings).timeouts
 
-    table = timeouts.of_kinds()
-    assert (table[Kind.CONNECT], table[Kind.QUIT]) == (1, 5)
-    assert {table[Kind.CONTENT], table[Kind.BDAT_LAST]} == {4}
-    assert {table[kind] for kind in (Kind.EHLO, Kind.MAIL, Kind.RCPT, Kind.DATA, Kind.RSET)} == {2}
-    assert timeouts.data == 3
+async def test_connections_are_numbered_over_all_sites(autojump_clock):
+    async with serving() as service:
+        router = Router(FakeDns({"x.test": {"A": ["192.0.2.1"]}}))
+        outcomes = []
+        async with Engine(settings(), router=router, connector=service) as engine:
+            for to in ("a@x.test", "b@[192.0.2.2]", "c@x.test", "d@[192.0.2.3]"):
+                await engine.submit(message(to))
+                outcomes.append(await engine.outcomes.receive())
+
+    assert [outcome.peer.connection for outcome in outcomes] == [1, 2, 1, 3]

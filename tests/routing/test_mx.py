@@ -205,12 +205,22 @@ class TestBuildRoute:
         assert route == Route(
             site="a.test:2525,b.test,c.test",
             candidates=(
-                Candidate("b.test", "2001:db8::1", None, 10),
-                Candidate("b.test", "192.0.2.1", None, 10),
-                Candidate("a.test", "192.0.2.2", 2525, 20),
+                Candidate("b.test", "2001:db8::1", None, 0),
+                Candidate("b.test", "192.0.2.1", None, 0),
+                Candidate("a.test", "192.0.2.2", 2525, 1),
             ),
-            failures=(HostFailure("c.test", 30, is_temporary=False, text="gone"),),
+            failures=(HostFailure("c.test", 2, is_temporary=False, text="gone"),),
+            order="b.test;a.test:2525;c.test",
         )
+
+    def test_preferences_are_numbered_so_that_only_their_order_counts(self):
+        one = [Host("a.test", 10, addresses=("192.0.2.1",)), Host("b.test", 20)]
+        two = [Host("a.test", 5, addresses=("192.0.2.1",)), Host("b.test", 50)]
+        other = [Host("b.test", 5), Host("a.test", 50, addresses=("192.0.2.1",))]
+
+        assert build_route(one) == build_route(two)
+        assert build_route(one).site == build_route(other).site
+        assert build_route(one).order != build_route(other).order
 
     def test_an_address_that_is_met_again_is_dropped(self):
         route = build_route(

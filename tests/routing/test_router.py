@@ -11,7 +11,7 @@ from engine.routing.table import RouteTable
 from engine.testing.dns import FakeDns
 
 ZONE = {
-    "example.test": {"MX": ["20 mx2.example.test", "10 mx1.example.test"], "A": ["192.0.2.80"]},
+    "example.test": {"MX": ["20 mx2.example.test", "0 mx1.example.test"], "A": ["192.0.2.80"]},
     "mx1.example.test": {"A": ["192.0.2.1"], "AAAA": ["2001:db8::1"]},
     "mx2.example.test": {"A": ["192.0.2.2"]},
     "alias.test": {"CNAME": ["example.test"]},
@@ -46,7 +46,7 @@ def make_router(zone=ZONE, *, ttl=300.0, delay=0.0, **options):
 
 
 def summary(route):
-    """Return a route as `preference host address` lines."""
+    """Return a route as `rank host address` lines."""
     return [f"{c.preference} {c.host} {c.address}" for c in route.candidates]
 
 
@@ -58,9 +58,9 @@ async def test_a_domain_is_routed_to_its_mx_hosts():
     assert isinstance(route, Route)
     assert route.site == "mx1.example.test,mx2.example.test"
     assert route.candidates == (
-        Candidate("mx1.example.test", "2001:db8::1", None, 10),
-        Candidate("mx1.example.test", "192.0.2.1", None, 10),
-        Candidate("mx2.example.test", "192.0.2.2", None, 20),
+        Candidate("mx1.example.test", "2001:db8::1", None, 0),
+        Candidate("mx1.example.test", "192.0.2.1", None, 0),
+        Candidate("mx2.example.test", "192.0.2.2", None, 1),
     )
     assert route.failures == ()
     assert not route.is_static
@@ -72,9 +72,9 @@ async def test_a_domain_is_routed_to_its_mx_hosts():
         pytest.param(
             "alias.test",
             [
-                "10 mx1.example.test 2001:db8::1",
-                "10 mx1.example.test 192.0.2.1",
-                "20 mx2.example.test 192.0.2.2",
+                "0 mx1.example.test 2001:db8::1",
+                "0 mx1.example.test 192.0.2.1",
+                "1 mx2.example.test 192.0.2.2",
             ],
             id="a domain that is a CNAME has the MX of its target",
         ),
@@ -85,15 +85,15 @@ async def test_a_domain_is_routed_to_its_mx_hosts():
         ),
         pytest.param(
             "cname-mx.test",
-            ["10 cname-host.test 2001:db8::1", "10 cname-host.test 192.0.2.1"],
+            ["0 cname-host.test 2001:db8::1", "0 cname-host.test 192.0.2.1"],
             id="a CNAME as MX target is followed",
         ),
         pytest.param(
-            "same-address.test", ["10 mx2.example.test 192.0.2.2"], id="an address counts once"
+            "same-address.test", ["0 mx2.example.test 192.0.2.2"], id="an address counts once"
         ),
         pytest.param(
             "backup.test",
-            ["10 mx1.example.test 2001:db8::1", "10 mx1.example.test 192.0.2.1"],
+            ["0 mx1.example.test 2001:db8::1", "0 mx1.example.test 192.0.2.1"],
             id="where we are a backup only better hosts count",
         ),
     ],
@@ -192,19 +192,19 @@ async def test_hosts_without_addresses_are_reported_beside_the_others():
 
     route = await router.route("mixed.test")
 
-    assert summary(route) == ["40 mx2.example.test 192.0.2.2"]
+    assert summary(route) == ["3 mx2.example.test 192.0.2.2"]
     assert route.site == "192.0.2.1,gone.test,half.test,mx2.example.test"
     assert [(f.host, f.preference, f.is_temporary) for f in route.failures] == [
-        ("gone.test", 10, False),
-        ("half.test", 20, True),
-        ("192.0.2.1", 30, False),
+        ("gone.test", 0, False),
+        ("half.test", 1, True),
+        ("192.0.2.1", 2, False),
     ]
 
 
 async def test_an_empty_set_of_local_addresses_lets_mx_point_to_loopback():
     router, _ = make_router(local_addresses=())
 
-    assert summary(await router.route("loopback.test")) == ["10 loopback-host.test 127.0.0.1"]
+    assert summary(await router.route("loopback.test")) == ["0 loopback-host.test 127.0.0.1"]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ async def test_an_address_literal_is_its_own_host_without_dns(domain, address, a
 
     route = await router.route(domain)
 
-    assert route == Route(site=address, candidates=(Candidate(address, address),))
+    assert (route.site, route.candidates) == (route.order, (Candidate(address, address),))
     assert not dns.asked
 
 
@@ -294,6 +294,7 @@ class TestStaticRoutes:
                 Candidate("2001:db8::9", "2001:db8::9", 26, 2),
             ),
             is_static=True,
+            order="192.0.2.9:2525;smart.test;[2001:db8::9]:26",
         )
         assert set(dns.asked) == {("smart.test", "A"), ("smart.test", "AAAA")}
 

@@ -296,9 +296,7 @@ two.test. IN MX 20 mx2.test.
     "preferences",
     [
         (10, 20),
-        pytest.param(
-            (5, 50), marks=pytest.mark.xfail(strict=True, reason="pools compare raw preferences")
-        ),
+        (5, 50),
     ],
     ids=["same numbers", "same order"],
 )
@@ -322,7 +320,6 @@ async def test_domains_with_the_same_hosts_share_a_connection(
     assert len(await smtp_sink_server.received(3)) == 3
 
 
-@pytest.mark.xfail(strict=True, reason="a pool takes the newest route for all of its mail")
 async def test_domains_that_rank_the_same_hosts_otherwise_keep_their_order(
     smtp_sink_server: MailServer, name_server: Zone
 ) -> None:

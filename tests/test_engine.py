@@ -10,9 +10,9 @@ from trio.testing import wait_all_tasks_blocked
 from engine.engine import Engine
 from engine.errors import EngineClosedError
 from engine.outcome import Cause, Outcome, Scope, Status
+from engine.paths import PathRule, SettingsTable
 from engine.routing.resolver import Resolver
 from engine.routing.router import Router
-from engine.paths import PathRule, SettingsTable
 from engine.smtp.stages import Stage
 from engine.testing.dns import FakeDns
 from engine.testing.sink import open_sink
@@ -114,9 +114,7 @@ async def test_exceptions_of_the_block_come_out_ungrouped_and_stop_at_once(autoj
 
         assert trio.current_time() == started
         assert service.open == 0
-    assert told(await outcomes_of(engine)) == [
-        "stall@x.test deferred local connect cancelled -"
-    ]
+    assert told(await outcomes_of(engine)) == ["stall@x.test deferred local connect cancelled -"]
 
 
 async def test_two_engines_in_one_process(autojump_clock):
@@ -357,14 +355,19 @@ async def test_recipients_of_different_sites_do_not_wait_for_each_other(autojump
 async def test_what_cannot_be_routed_is_told(domain, status, enhanced, autojump_clock):
     async with serving() as service, an_engine(service, zone=ZONE) as engine:
         await engine.submit(message(f"a@{domain}", f"b@{domain}", "c@x.test"))
-        found = {outcome.recipient: outcome for outcome in [
-            await engine.outcomes.receive() for _ in range(3)
-        ]}
+        found = {
+            outcome.recipient: outcome
+            for outcome in [await engine.outcomes.receive() for _ in range(3)]
+        }
 
     assert found["c@x.test"].status is Status.DELIVERED
     for outcome in (found[f"a@{domain}"], found[f"b@{domain}"]):
         assert (outcome.status, outcome.stage, outcome.cause) == (status, Stage.ROUTE, Cause.DNS)
-        assert (str(outcome.enhanced), outcome.scope, outcome.peer) == (enhanced, Scope.DOMAIN, None)
+        assert (str(outcome.enhanced), outcome.scope, outcome.peer) == (
+            enhanced,
+            Scope.DOMAIN,
+            None,
+        )
 
 
 async def test_slow_dns_for_one_domain_does_not_delay_another(autojump_clock):
@@ -567,7 +570,8 @@ async def test_everybody_has_one_outcome_whatever_servers_do(seed):
     told_of = Counter(outcome.status for outcome in found)
     assert numbers.in_flight == numbers.connections_open == 0
     assert (numbers.delivered, numbers.deferred, numbers.failed, numbers.unknown) == tuple(
-        told_of[status] for status in (Status.DELIVERED, Status.DEFERRED, Status.FAILED, Status.UNKNOWN)
+        told_of[status]
+        for status in (Status.DELIVERED, Status.DEFERRED, Status.FAILED, Status.UNKNOWN)
     )
     assert statistics.recipients == told_of[Status.DELIVERED]
     for number, recipients in submitted.items():

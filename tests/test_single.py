@@ -82,9 +82,7 @@ async def test_a_name_is_looked_up_with_the_given_resolver():
     resolver = FakeDns({"mx.test": {"A": ["127.0.0.1"]}})
     async with open_sink() as sink:
         host = f"mx.test:{sink.port}"
-        async with open_session(
-            Connector(), host, settings=SETTINGS, resolver=resolver
-        ) as session:
+        async with open_session(Connector(), host, settings=SETTINGS, resolver=resolver) as session:
             assert (session.peer.host, session.peer.address) == ("mx.test", "127.0.0.1")
 
 

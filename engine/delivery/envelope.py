@@ -140,9 +140,7 @@ def _needs_smtputf8(message: Message, recipients: Sequence[Recipient]) -> bool:
     path = message.reverse_path
     if path is not None and path.needs_smtputf8 and path.ascii_octets() is None:
         return True
-    return any(
-        to.mailbox.needs_smtputf8 and to.mailbox.ascii_octets() is None for to in recipients
-    )
+    return any(to.mailbox.needs_smtputf8 and to.mailbox.ascii_octets() is None for to in recipients)
 
 
 def _path(mailbox: Mailbox, *, as_utf8: bool) -> bytes:

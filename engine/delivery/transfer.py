@@ -60,7 +60,13 @@ class Transfer:
     """
 
     def __init__(
-        self, session: Session, envelope: Envelope, content: Content, peer: Peer, *, pipelining: bool
+        self,
+        session: Session,
+        envelope: Envelope,
+        content: Content,
+        peer: Peer,
+        *,
+        pipelining: bool,
     ) -> None:
         self.verdicts: list[Verdict | None] = [None] * len(envelope.rcpts)
         self.again: list[int] = []

@@ -58,9 +58,7 @@ class Visit:
                 pool.left(session)
                 reason = host.ending or str(session.loss.cause if session.loss else "cancelled")
                 seconds = trio.current_time() - started
-                host.publish(
-                    events.ConnectionClosed, pool.site, reason, host.transactions, seconds
-                )
+                host.publish(events.ConnectionClosed, pool.site, reason, host.transactions, seconds)
 
     async def _converse(self, host: HostSession, task: DeliveryTask) -> None:
         attempt = task.attempt

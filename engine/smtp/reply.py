@@ -55,7 +55,7 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """The reply on one line for a person: code, then the text lines joined by a visible `\\n`.
+        r"""The reply on one line for a person: code, then the text lines joined by a visible `\n`.
 
         Octets that are not UTF-8 and control characters show as escapes.
         """

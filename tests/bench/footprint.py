@@ -37,12 +37,16 @@ def run_memory(arguments):
         command += ["--set", f"max_connections={arguments.connections}"]
         started = time.perf_counter()
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            lines = sum(chunk.count(b"\n") for chunk in iter(lambda: process.stdout.read1(1 << 20), b""))
+            lines = sum(
+                chunk.count(b"\n") for chunk in iter(lambda: process.stdout.read1(1 << 20), b"")
+            )
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - started
     peak = usage.ru_maxrss / 1024
-    print(f"{lines:,} outcomes in {seconds:.0f} s ({lines / seconds:,.0f}/s), exit {process.returncode}")
+    print(
+        f"{lines:,} outcomes in {seconds:.0f} s ({lines / seconds:,.0f}/s), exit {process.returncode}"
+    )
     print(f"peak memory {peak:.0f} MB (goal: under {MEMORY_GOAL_MB})")
     return int(peak > MEMORY_GOAL_MB or lines != arguments.messages or process.returncode != 0)
 
@@ -51,7 +55,9 @@ def run_startup(runs=11):
     """Print how long `python -m engine --help` takes, beside the bare interpreter."""
     ours = median(_seconds([sys.executable, "-m", "engine", "--help"]) for _ in range(runs))
     bare = median(_seconds([sys.executable, "-c", "pass"]) for _ in range(runs))
-    print(f"python -m engine --help: {ours:.3f} s (goal: under {STARTUP_GOAL_SECONDS}), bare interpreter {bare:.3f} s")
+    print(
+        f"python -m engine --help: {ours:.3f} s (goal: under {STARTUP_GOAL_SECONDS}), bare interpreter {bare:.3f} s"
+    )
     return int(ours > STARTUP_GOAL_SECONDS)
 
 

@@ -45,7 +45,9 @@ def run(arguments):
     with running(arguments.sink) as port:
         for size in map(int, arguments.sizes.split(",")):
             count = max(500, arguments.messages * 4 // max(4, size // 3))
-            print(f"\n{count} messages of {size} KB to {arguments.sink}, medians of {arguments.rounds} rounds")
+            print(
+                f"\n{count} messages of {size} KB to {arguments.sink}, medians of {arguments.rounds} rounds"
+            )
             results = measure(arguments, port, size, count)
             print_table(results)
     return 0

@@ -25,6 +25,7 @@ from engine.routing.router import Router
 from engine.routing.table import RouteTable
 from engine.settings import Settings
 from engine.smtp.command import Kind, hello
+from engine.smtp.content import ContentFacts
 from engine.smtp.stages import Stage
 from engine.testing.dns import FakeDns
 from engine.testing.script import ScriptMismatchError, parse_script
@@ -388,6 +389,31 @@ async def serving(*args: object, **options: object) -> AsyncIterator[Service]:
 
 
 # ---- messages and engines ------------------------------------------------------------------------
+
+
+class StreamedContent:
+    """A content that is read while it is sent, as from a file but without its thread.
+
+    It comes in pieces of so many octets; `failure`, if given, is raised in place of its end.
+    """
+
+    octets = None
+
+    def __init__(
+        self, octets: bytes, failure: OSError | None = None, *, piece: int = 64_000
+    ) -> None:
+        self.facts = ContentFacts(len(octets), False, 70, False)
+        self._octets = octets
+        self._failure = failure
+        self._piece = piece
+
+    async def chunks(self):
+        for start in range(0, len(self._octets), self._piece):
+            await trio.lowlevel.checkpoint()
+            yield self._octets[start : start + self._piece]
+        await trio.lowlevel.checkpoint()
+        if self._failure is not None:
+            raise self._failure
 
 
 def message(

@@ -11,11 +11,13 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from engine import content as contents
 from engine.engine import Engine
 from engine.net.connector import Connector
 from engine.outcome import Cause, Outcome, Scope, Status
 from engine.testing.server import serve_script
 from tests.delivery.helpers import (
+    StreamedContent,
     greeted,
     message,
     scripted,
@@ -196,7 +198,7 @@ async def test_a_cancelled_engine_leaves_nothing_behind(stage: Stage, who: str):
         assert taken < 0.35
 
 
-async def outcome_when_cancelled(hosts, body: bytes, moments: int) -> Outcome:
+async def outcome_when_cancelled(hosts, body, moments: int) -> Outcome | None:
     """Cancel an engine after a number of moments of Trio; return the one outcome."""
     router = await static_router(["192.0.2.1"], "x.test")
     engine = Engine(settings(), router=router, connector=hosts, grace=50)
@@ -206,7 +208,7 @@ async def outcome_when_cancelled(hosts, body: bytes, moments: int) -> Outcome:
         async def run() -> None:
             with scope:
                 async with engine:
-                    await engine.submit(message(A, content=body))
+                    await engine.submit(message(A, body=body))
                     await trio.sleep_forever()
 
         nursery.start_soon(run)
@@ -226,8 +228,13 @@ async def outcome_when_cancelled(hosts, body: bytes, moments: int) -> Outcome:
         pytest.param(68, 120, id="brimful"),
     ],
 )
+@pytest.mark.parametrize(
+    "body",
+    [contents.from_octets(CONTENT * 3), StreamedContent(CONTENT * 3, piece=50)],
+    ids=["held", "streamed"],
+)
 async def test_whenever_it_is_cancelled_the_outcome_is_true(
-    capacity, most, pipelined, autojump_clock
+    body, capacity, most, pipelined, autojump_clock
 ):
     """Deferred only if the server never had the whole content; delivered only if it said so."""
     said = set()
@@ -236,7 +243,7 @@ async def test_whenever_it_is_cancelled_the_outcome_is_true(
         dialogue += transaction((A, "250 ok"), pipelined=pipelined)
         steps = dialogue.replace("C= the content, or a lone dot\n", "C= content\n! sleep 10\n")
         async with scripted(steps, capacity=capacity, is_watched=False) as hosts:
-            outcome = await outcome_when_cancelled(hosts, CONTENT * 3, moments)
+            outcome = await outcome_when_cancelled(hosts, body, moments)
             await trio.sleep(20)
         if outcome is None:
             assert moments == 0  # before anything was submitted

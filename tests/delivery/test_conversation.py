@@ -168,7 +168,11 @@ async def test_421_as_greeting_leaves_nothing_to_say(drip, autojump_clock):
         ("S: 220 hi\nC: EHLO me.test\n! stall", Stage.HELLO, Cause.TIMEOUT),
         ("S: 220 hi\nC: EHLO me.test\nS+ 250-half a\n! close", Stage.HELLO, Cause.CLOSED),
         ("S: 220 hi\nC: EHLO me.test\nS: 354 what", Stage.HELLO, Cause.MALFORMED_REPLY),
-        ("S: 220 hi\nC: EHLO me.test\nS: 502 no\nC: HELO me.test\n! close", Stage.HELLO, Cause.CLOSED),
+        (
+            "S: 220 hi\nC: EHLO me.test\nS: 502 no\nC: HELO me.test\n! close",
+            Stage.HELLO,
+            Cause.CLOSED,
+        ),
     ],
 )
 async def test_a_session_lost_in_its_set_up_is_trouble(script, stage, cause, autojump_clock):

@@ -52,7 +52,9 @@ async def test_windows_that_the_peer_would_not_take_follow_in_order(autojump_clo
     async with open_session(capacity=10) as (session, _, server):
         async with trio.open_nursery() as nursery:
             for number in range(30):
-                nursery.start_soon(session.send, mail(b"%d@x.test" % number) if not number else RCPT)
+                nursery.start_soon(
+                    session.send, mail(b"%d@x.test" % number) if not number else RCPT
+                )
                 await wait_all_tasks_blocked()
             heard = b""
             while octets := await server.hear():
@@ -626,6 +628,26 @@ async def test_a_content_that_has_not_left_is_not_committed_to(autojump_clock):
 
     assert scope.cancelled_caught
     assert trio.current_time() == started
+    assert not b"".join(client.writes).endswith(b"\r\n.\r\n")
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "pieces"])
+async def test_a_content_taken_in_the_moment_of_cancellation_does_not_leave(whole, autojump_clock):
+    """The conversation is being cancelled already: nobody would hear the reply."""
+    with trio.CancelScope() as scope:
+        async with open_session(capacity=100) as (session, client, server):
+            await open_content(session, server)
+            if whole:
+                await session.send(content(b"x" * 150 + b"\r\n.\r\n"))
+            else:
+                await session.send(content(b"x" * 148 + b"\r\n", is_last=False))
+                await session.send(content(b".\r\n"))
+            await wait_all_tasks_blocked()
+            server.incoming.take(100)
+            scope.cancel()
+            await session.reply()
+
+    assert scope.cancelled_caught
     assert not b"".join(client.writes).endswith(b"\r\n.\r\n")
 
 

@@ -1,16 +1,26 @@
 from __future__ import annotations
 
+import socket
 from random import Random
 
 import pytest
 import trio
 
+from engine.engine import Engine
 from engine.net.connector import Connector
 from engine.net.errors import ConnectFailed
 from engine.outcome import Cause, Scope, Status
 from engine.smtp.stages import Stage
 from engine.testing.dns import FakeDns
-from tests.delivery.helpers import deliver, greeted, message, scripted, told, transaction
+from tests.delivery.helpers import (
+    deliver,
+    greeted,
+    message,
+    scripted,
+    settings,
+    told,
+    transaction,
+)
 
 A, B, C = "a@x.test", "b@x.test", "c@x.test"
 MX1, MX2, MX3 = "192.0.2.1", "192.0.2.2", "192.0.2.3"
@@ -48,7 +58,11 @@ def tried(outcome) -> list[tuple[str | None, str, str]]:
         ("! stall", "greeting", "timeout"),
         ("S: nonsense", "greeting", "malformed-reply"),
         ("S: 220 hi\nC: EHLO me.test\n! reset", "hello", "closed"),
-        (OPENING + transaction((A, "503 no"), pipelined=True, mail="451 x", data="503 no"), "mail", "reply"),
+        (
+            OPENING + transaction((A, "503 no"), pipelined=True, mail="451 x", data="503 no"),
+            "mail",
+            "reply",
+        ),
         (refusal("451 4.2.0 busy", A), "rcpt", "reply"),
         (refusal("452 4.5.3 full", A), "rcpt", "reply"),
         (OPENING + transaction((A, "250 ok"), pipelined=True, data="451 x"), "data", "reply"),
@@ -132,7 +146,10 @@ async def test_only_whoever_was_deferred_is_asked_elsewhere(autojump_clock):
         outcomes = await deliver(hosts, message(A, B), routes=THREE)
 
     assert told(outcomes) == delivered(A, B)
-    assert [len(outcome.attempts) for outcome in sorted(outcomes, key=lambda o: o.recipient)] == [1, 2]
+    assert [len(outcome.attempts) for outcome in sorted(outcomes, key=lambda o: o.recipient)] == [
+        1,
+        2,
+    ]
 
 
 async def test_a_lost_connection_defers_those_accepted_to_the_next_host(autojump_clock):
@@ -284,9 +301,6 @@ async def test_a_message_that_finds_all_hosts_resting_is_deferred_with_the_reaso
 
 
 async def test_a_host_that_rested_is_tried_again(autojump_clock):
-    from engine.engine import Engine
-    from tests.delivery.helpers import settings
-
     async with scripted({}) as hosts:
         async with Engine(settings(), routes=[("*", [MX1])], connector=hosts) as engine:
             for _ in range(2):
@@ -315,9 +329,7 @@ async def test_what_is_our_own_fault_makes_no_host_rest(scope, autojump_clock):
     failure = ConnectFailed(Stage.CONNECT, Cause.CONFIG, scope, "bind: not ours")
     connector = BrokenConnector(failure)
     async with scripted({}) as hosts:
-        outcomes = await deliver(
-            hosts, message(A), message(B), routes=[MX1], connector=connector
-        )
+        outcomes = await deliver(hosts, message(A), message(B), routes=[MX1], connector=connector)
 
     assert told(outcomes) == [f"{to} deferred {scope} connect config -" for to in (A, B)]
     assert {str(outcome.enhanced) for outcome in outcomes} == {"4.3.5"}
@@ -335,9 +347,6 @@ async def test_an_unexpected_exception_defers_and_never_bounces(autojump_clock, 
 
 
 async def test_a_refused_connection_over_real_sockets_is_told(unused_port):
-    from engine.engine import Engine
-    from tests.delivery.helpers import settings
-
     async with Engine(
         settings(), routes=[("*", [f"127.0.0.1:{unused_port}"])], connector=Connector()
     ) as engine:
@@ -353,12 +362,9 @@ async def test_a_refused_connection_over_real_sockets_is_told(unused_port):
 
 @pytest.fixture
 def unused_port():
-    import socket
-
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    return port
+        return sock.getsockname()[1]
 
 
 # ---- the same host again -------------------------------------------------------------------------

@@ -6,10 +6,10 @@ import trio
 from engine import content as contents
 from engine.content import FileContent
 from engine.outcome import Cause, Scope, Status
-from engine.smtp.content import ContentFacts
 from engine.smtp.stages import Stage
 from tests.delivery.helpers import (
     CONTENT,
+    StreamedContent,
     deliver,
     greeted,
     message,
@@ -180,13 +180,16 @@ async def test_a_refused_mail_decides_for_everybody(
 
 
 async def test_a_refusal_and_then_a_disconnect_is_the_refusal(drip, autojump_clock):
-    dialogue = opening(pipelined=True) + f"""
+    dialogue = (
+        opening(pipelined=True)
+        + f"""
         C: MAIL FROM:<s@me.test>
         C: RCPT TO:<{A}>
         C: DATA
         S: 550 5.7.1 blocked
         ! close
     """
+    )
 
     async with scripted(dialogue, drip=drip) as hosts:
         (outcome,) = await deliver(hosts, message(A))
@@ -288,7 +291,9 @@ async def test_the_refusal_of_an_unpipelined_command_does_not_say_pipelined(auto
 # ---- too many recipients (correction 3) ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", ["452 4.5.3 too many", "452 enough", "552 too many", "552 5.5.3 x"])
+@pytest.mark.parametrize(
+    "code", ["452 4.5.3 too many", "452 enough", "552 too many", "552 5.5.3 x"]
+)
 async def test_recipients_beyond_the_limit_go_into_a_new_transaction(
     code, pipelined, drip, autojump_clock
 ):
@@ -479,28 +484,6 @@ async def test_an_unknown_names_how_much_was_written(autojump_clock):
 LARGE = b"x" * 70 + b"\r\n"
 
 
-class StreamedContent:
-    """A content that is read while it is sent, as from a file but without its thread.
-
-    `failure`, if given, is raised in place of its end.
-    """
-
-    octets = None
-
-    def __init__(self, octets: bytes, failure: OSError | None = None) -> None:
-        self.facts = ContentFacts(len(octets), False, 70, False)
-        self._octets = octets
-        self._failure = failure
-
-    async def chunks(self):
-        for start in range(0, len(self._octets), 64_000):
-            await trio.lowlevel.checkpoint()
-            yield self._octets[start : start + 64_000]
-        await trio.lowlevel.checkpoint()
-        if self._failure is not None:
-            raise self._failure
-
-
 @pytest.fixture(params=[contents.from_octets, StreamedContent], ids=["memory", "streamed"])
 def large(request):
     """A content of 360 kB, more than the peer takes at once."""
@@ -565,9 +548,7 @@ async def test_a_content_that_cannot_be_read_is_our_fault_and_never_finished(
     dialogue = dialogue_up_to("final", pipelined).removesuffix(BODY) + "C# 0\n! sleep 1\n! close"
     body = StreamedContent(LARGE * 900 * pieces, OSError("disk on fire"))
     async with scripted(dialogue, capacity=100_000) as hosts:
-        (outcome,) = await deliver(
-            hosts, message(A, body=body), routes=["192.0.2.1", "192.0.2.2"]
-        )
+        (outcome,) = await deliver(hosts, message(A, body=body), routes=["192.0.2.1", "192.0.2.2"])
 
     assert (outcome.status, outcome.scope) == (Status.DEFERRED, Scope.LOCAL)
     assert (outcome.stage, outcome.cause) == (Stage.CONTENT, Cause.IO)

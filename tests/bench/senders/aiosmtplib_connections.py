@@ -1,14 +1,15 @@
 """Send with aiosmtplib: as many connections as asked for, a coroutine each."""
 
-import asyncio
+import asyncio  # noqa: TID251 - a peer lives on it
 import json
 import sys
 import time
+from pathlib import Path
 
 import aiosmtplib
 
 port, count, connections = map(int, sys.argv[1:4])
-content = open(sys.argv[4], "rb").read()
+content = Path(sys.argv[4]).read_bytes()
 
 
 async def send(share):

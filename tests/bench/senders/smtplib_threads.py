@@ -5,8 +5,9 @@ import smtplib
 import sys
 import threading
 import time
+from pathlib import Path
 
-port, count, content = int(sys.argv[1]), int(sys.argv[2]), open(sys.argv[4], "rb").read()
+port, count, content = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[4]).read_bytes()
 THREADS = 10
 delivered = []
 

@@ -36,7 +36,9 @@ async def main():
         helo_name="client.bench.test", max_connections=connections, max_messages_per_connection=0
     )
     async with Engine(settings, routes=[("*", [f"127.0.0.1:{port}"])]) as engine:
-        engine.events.watch(lambda event: settled.append(1) if event.name == "recipient.settled" else None)
+        engine.events.watch(
+            lambda event: settled.append(1) if event.name == "recipient.settled" else None
+        )
         # The first message pays for what is imported when it is first needed.
         await engine.submit(
             Message("", None, (Recipient.parse("to@bench.test"),), from_octets(b"\r\nwarm-up\r\n"))

@@ -2,4 +2,10 @@
 
 from __future__ import annotations
 
+import hypothesis
+
+# The same examples every time, and no clock: machines that run tests are slow and busy.
+hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("steady")
+
 pytest_plugins = ["tests.servers.fixtures"]

@@ -395,6 +395,7 @@ class StreamedContent:
     """A content that is read while it is sent, as from a file but without its thread.
 
     It comes in pieces of so many octets; `failure`, if given, is raised in place of its end.
+    `octets_read` counts what was asked for.
     """
 
     octets = None
@@ -406,10 +407,12 @@ class StreamedContent:
         self._octets = octets
         self._failure = failure
         self._piece = piece
+        self.octets_read = 0
 
     async def chunks(self):
         for start in range(0, len(self._octets), self._piece):
             await trio.lowlevel.checkpoint()
+            self.octets_read += self._piece
             yield self._octets[start : start + self._piece]
         await trio.lowlevel.checkpoint()
         if self._failure is not None:

@@ -514,6 +514,16 @@ async def test_a_refusal_is_heard_while_the_content_is_written(
     assert await send_large(dialogue, large) == [f"{A} {expected}"]
 
 
+async def test_a_content_that_is_refused_is_not_read_to_its_end(pipelined, autojump_clock):
+    body = StreamedContent(LARGE * 100_000)
+    dialogue = dialogue_up_to("final", pipelined).removesuffix(BODY)
+    dialogue += "C# 50000\nS: 552 5.3.4 too large\n! sleep 1\n! close"
+
+    await send_large(dialogue, body)
+
+    assert body.octets_read < 1_000_000
+
+
 @pytest.mark.parametrize("ending", ["! close", "S: 421 4.3.2 down\n! close"], ids=["", "421"])
 async def test_a_connection_lost_while_the_content_is_written_is_no_unknown(
     ending, pipelined, large, autojump_clock

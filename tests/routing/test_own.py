@@ -73,7 +73,7 @@ def test_an_engine_takes_the_addresses_of_this_machine_unless_told(monkeypatch):
     monkeypatch.setattr("engine.engine.read_own_addresses", lambda: frozenset({"192.0.2.2"}))
 
     def own(**arguments: object) -> frozenset[str]:
-        return Engine(**arguments)._router._local_addresses
+        return Engine(**arguments)._dispatcher._router._local_addresses
 
     assert own() == {"192.0.2.2", "127.0.0.1", "::1"}
     assert own(own_addresses=["198.51.100.7"]) == {"198.51.100.7"}
@@ -81,4 +81,4 @@ def test_an_engine_takes_the_addresses_of_this_machine_unless_told(monkeypatch):
 
 
 def test_an_engine_knows_its_own_names():
-    assert Engine(own_names=["MX.example.net."])._router._own_names == {"mx.example.net"}
+    assert Engine(own_names=["MX.example.net."])._dispatcher._router._own_names == {"mx.example.net"}

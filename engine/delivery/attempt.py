@@ -99,6 +99,7 @@ class Attempt:
     def arrive(self) -> None:
         """Begin with another host: everybody still waiting is to be asked there."""
         self._asked_here.clear()
+        self.lockstep = False
 
     def report(
         self,

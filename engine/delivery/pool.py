@@ -12,7 +12,9 @@ spread quickly, and a slow or silent host delays nobody who could have a connect
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -43,6 +45,8 @@ _BACKLOG_PER_CONNECTION: Final = 8
 _PATIENCE: Final = 1.0
 #: Attempts that a connection takes past one that needs another host, when no seat is free for it.
 _TURNS: Final = 20
+#: Attempts on their way elsewhere that a connection looks through for one it suits.
+_LOOK_AHEAD: Final = 16
 #: Seconds a host that could not be connected to is left alone.
 _REST: Final = 15.0
 #: Seconds a pool without mail and connections is kept.
@@ -90,7 +94,8 @@ class SitePool:
         self._idle: list[_Waiter] = []
         self._resting: dict[Candidate, tuple[float, Verdict]] = {}
         self._paths: dict[Candidate, Path] = {}
-        self._best: tuple[Route, int] | None = None
+        self._best: tuple[Route, float, int] | None = None
+        self._in_transit: set[DeliveryTask] = set()
         self._connections = 0
         self._turns = 0
         self._sessions: set[Session] = set()
@@ -194,7 +199,7 @@ class SitePool:
     def take(self, candidate: Candidate) -> Attempt | None:
         """Return the next attempt for a task that is connected to this candidate."""
         if self._moved:
-            for attempt in self._moved:
+            for attempt in islice(self._moved, _LOOK_AHEAD):
                 if attempt.redo is None and attempt.walk and attempt.walk.accepts(candidate):
                     self._moved.remove(attempt)
                     attempt.walk.take(candidate)
@@ -302,6 +307,14 @@ class SitePool:
             path = self._paths[candidate] = Path.of(table.settings(rules))
         return path
 
+    def departed(self, task: DeliveryTask) -> None:
+        """Account for a task that is on its way to a host."""
+        self._in_transit.add(task)
+
+    def arrived(self, task: DeliveryTask) -> None:
+        """Account for a task that has said hello to one, or will not get there."""
+        self._in_transit.discard(task)
+
     def joined(self, session: Session) -> None:
         """Account for a session that was opened."""
         self._sessions.add(session)
@@ -319,27 +332,30 @@ class SitePool:
 
     def _is_first_choice(self, candidate: Candidate) -> bool:
         """Whether a message that has asked nobody may begin with this candidate."""
-        if self._best is None or self._best[0] is not self.route:
+        best = self._best
+        if best is None or best[0] is not self.route or best[1] <= trio.current_time():
             usable = [c.preference for c in self.route.candidates if self.resting(c) is None]
-            self._best = (self.route, min(usable, default=-1))
-        return candidate.preference == self._best[1]
+            rested_at = min((at for at, _ in self._resting.values()), default=math.inf)
+            best = self._best = (self.route, rested_at, min(usable, default=-1))
+        return candidate.preference == best[2]
 
     def _grow(self) -> None:
         """Start the tasks that the backlog calls for."""
         if self._nursery is None:
             return
         free = self.settings.max_connections - self._connections
-        wanted = 0
-        if free > 0 and self.waiting:
-            if self._connections == 0 or self._moved:
-                wanted = max(1, min(len(self._moved), self.waiting))
-            wanted = max(wanted, 1 + self.waiting // _BACKLOG_PER_CONNECTION - self._connections)
+        if free <= 0 or not self.waiting:
+            return
+        wanted = 1 + self.waiting // _BACKLOG_PER_CONNECTION - self._connections
+        if self._moved and not self._in_transit:
+            # No open connection suits these; whoever goes first may carry the others.
+            wanted = max(1, wanted)
         for _ in range(min(free, wanted)):
             attempt = self.take_any()
             if attempt is None:
                 break
             self._start(attempt)
-        if self.waiting and not self._is_patient and free > 0:
+        if self.waiting and not self._is_patient:
             self._is_patient = True
             self._nursery.start_soon(self._be_patient, name=f"patience {self.site}")
 
@@ -374,6 +390,7 @@ class SitePool:
             task.end(Cause.INTERNAL, "internal error; see the log")
         finally:
             task.end(Cause.CANCELLED, "the engine was stopped first")
+            self.arrived(task)
             self._connections -= 1
             if not self.is_busy:
                 self._quiet.set()

@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from engine.outcome import Cause
-from engine.smtp.command import Command, Kind
+from engine.smtp.command import STAGES, Command, Kind
 from engine.smtp.connection import Answered, ClientConnection, Closed, Closing
 from engine.smtp.errors import RemoteProtocolError
 from engine.smtp.reply import show
+from engine.smtp.stages import Stage
 from engine.smtp.state import State
 
 if TYPE_CHECKING:
@@ -151,6 +152,16 @@ class Session:
     def is_usable(self) -> bool:
         """Whether commands can still be exchanged."""
         return self.loss is None and not self._connection.is_spoiled
+
+    @property
+    def stage(self) -> Stage:
+        """Where the dialogue stands: at the oldest command in flight, or before the next MAIL."""
+        oldest = self._connection.oldest_owed
+        if oldest is None:
+            return Stage.MAIL
+        if self._connection.is_content_open or self._is_unwritten_content(oldest):
+            return Stage.CONTENT
+        return STAGES[oldest.kind]
 
     @property
     def is_transaction_open(self) -> bool:

@@ -32,10 +32,12 @@ class DeliveryTask:
 
     Attributes:
         attempt: What it carries now; whoever ends the task settles what is still in here.
+        stage: Where it stands with that, for who has to settle it.
     """
 
     def __init__(self, pool: SitePool) -> None:
         self.attempt: Attempt | None = None
+        self.stage = Stage.CONNECT
         self._pool = pool
         self._shared = pool.shared
 
@@ -43,12 +45,13 @@ class DeliveryTask:
         """Settle what the task still holds, when it ends otherwise than by having done its work."""
         attempt, self.attempt = self.attempt, None
         if attempt is not None:
-            attempt.end(ours(Status.DEFERRED, cause, Stage.CONNECT, text), trio.current_time())
+            attempt.end(ours(Status.DEFERRED, cause, self.stage, text), trio.current_time())
 
     async def run(self, attempt: Attempt) -> None:
         """Carry an attempt, and after it whatever needs a connection of its own."""
         self.attempt = attempt
         while self.attempt is not None:
+            self._pool.departed(self)
             await self._try_next_host(self.attempt)
             if self._is_free():
                 self.attempt = self._pool.take_any()
@@ -58,6 +61,7 @@ class DeliveryTask:
         return self.attempt is None or self.attempt.is_done
 
     async def _try_next_host(self, attempt: Attempt) -> None:
+        self.stage = Stage.CONNECT
         pool, now = self._pool, trio.current_time()
         walk, redo = pool.walk_of(attempt), attempt.redo
         attempt.redo = None

@@ -55,6 +55,7 @@ class Visit:
             try:
                 await self._converse(host, task)
             finally:
+                task.stage = session.stage
                 pool.left(session)
                 reason = host.ending or str(session.loss.cause if session.loss else "cancelled")
                 seconds = trio.current_time() - started
@@ -64,6 +65,7 @@ class Visit:
         attempt = task.attempt
         assert attempt is not None
         refusal = await host.greet(lockstep=attempt.lockstep)
+        self._pool.arrived(task)
         if refusal is None:
             keywords = tuple(host.offered.keywords)
             host.publish(events.SessionReady, self._pool.site, keywords, host.hello_seconds)

@@ -21,7 +21,7 @@ class SiteStatistics:
 
     Attributes:
         site: The receiver.
-        waiting: Recipients that wait for a connection.
+        waiting: Delivery attempts (a message to its recipients here) that wait for a connection.
         connections: Open connections.
         idle: Those of them that carry nothing.
         delivered: Recipients the site took.

@@ -170,7 +170,7 @@ async def test_the_last_host_decides_where_none_takes_it(autojump_clock):
     assert tried(outcome) == [(MX1, "greeting", "reply"), (MX2, "greeting", "reply")]
 
 
-# ---- refused at set-up (correction 26) -----------------------------------------------------------
+# ---- refused at set-up ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

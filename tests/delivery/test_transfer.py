@@ -87,7 +87,7 @@ async def test_a_reply_of_64_kib_is_a_reply(pipelined, autojump_clock):
 
 
 async def test_a_reply_beyond_64_kib_is_none(pipelined, autojump_clock):
-    """Correction 5; and at MAIL, for behind the content it would leave an unknown."""
+    """Up to 64 KiB; and at MAIL, for behind the content it would leave an unknown."""
     lines = [f"250-{'x' * 1000}"] * 66 + ["250 ok"]
     dialogue = opening(pipelined)
     dialogue += f"C: MAIL FROM:<s@me.test>\n{f'C: RCPT TO:<{A}>' if pipelined else ''}\n"
@@ -288,7 +288,7 @@ async def test_the_refusal_of_an_unpipelined_command_does_not_say_pipelined(auto
     )
 
 
-# ---- too many recipients (correction 3) ----------------------------------------------------------
+# ---- too many recipients -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -81,4 +81,6 @@ def test_an_engine_takes_the_addresses_of_this_machine_unless_told(monkeypatch):
 
 
 def test_an_engine_knows_its_own_names():
-    assert Engine(own_names=["MX.example.net."])._dispatcher._router._own_names == {"mx.example.net"}
+    assert Engine(own_names=["MX.example.net."])._dispatcher._router._own_names == {
+        "mx.example.net"
+    }

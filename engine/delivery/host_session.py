@@ -7,7 +7,7 @@ caller's: a pool's visit, or `open_session`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -21,15 +21,19 @@ from engine.smtp.capabilities import NO_CAPABILITIES
 from engine.smtp.command import RSET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Sequence, Set
 
     from engine.delivery.attempt import Attempt
     from engine.delivery.session import Session
     from engine.delivery.shared import Shared
     from engine.delivery.verdict import Verdict
+    from engine.message import Recipient
     from engine.net.facts import ConnectionFacts
     from engine.report.transcript import Transcript
     from engine.settings import Settings
+
+
+_NOBODY: Final[frozenset[int]] = frozenset()
 
 
 class HostSession:
@@ -153,7 +157,9 @@ class HostSession:
             if self.is_used_up:
                 return True
             group = unasked[:limit] if limit else list(unasked)
-            recipients = [attempt.recipients[index] for index in group]
+            recipients: Sequence[Recipient] = attempt.recipients
+            if len(group) < len(recipients):
+                recipients = [recipients[index] for index in group]
             envelope = build(message, recipients, self.offered, settings.size_addition)
             transfer = Transfer(
                 session, envelope, message.content, self.peer, pipelining=self.features.pipelining
@@ -179,6 +185,9 @@ class HostSession:
     ) -> bool:
         """Report what became of a group; return whether the rest deserves another connection."""
         session = self.session
+        if session.loss is None and not transfer.again and not transfer.doubtful:
+            self._report(attempt, group, transfer, _NOBODY, started)
+            return False
         if self._was_stale(transfer) and not attempt.had_stale_connection:
             # The connection had died before; this message just found out.
             attempt.had_stale_connection = True
@@ -217,7 +226,7 @@ class HostSession:
         attempt: Attempt,
         group: Sequence[int],
         transfer: Transfer,
-        again: set[int],
+        again: Set[int],
         started: float,
     ) -> None:
         """Hand everybody's verdict on, but for those who are asked again."""

@@ -333,7 +333,11 @@ class SitePool:
     def _is_first_choice(self, candidate: Candidate) -> bool:
         """Whether a message that has asked nobody may begin with this candidate."""
         best = self._best
-        if best is None or best[0] is not self.route or best[1] <= trio.current_time():
+        if (
+            best is None
+            or best[0] is not self.route
+            or (self._resting and best[1] <= trio.current_time())
+        ):
             usable = [c.preference for c in self.route.candidates if self.resting(c) is None]
             rested_at = min((at for at, _ in self._resting.values()), default=math.inf)
             best = self._best = (self.route, rested_at, min(usable, default=-1))

@@ -285,7 +285,7 @@ class Session:
         if len(window) == 1:
             octets = connection.send(window[0])
         else:
-            octets = b"".join([connection.send(command) for command in window])
+            octets = connection.send_window(window)
         if self._scribe is not None:
             self._note(window)
         ends_content = _ends_content(window[-1])

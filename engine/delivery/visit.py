@@ -84,7 +84,7 @@ class Visit:
 
     async def _carry(self, host: HostSession, task: DeliveryTask, attempt: Attempt) -> None:
         """Deliver the first attempt, then the next one, for as long as there is one."""
-        session = host.session
+        pool, session = self._pool, host.session
         following: Attempt | None = attempt
         while following is not None:
             is_worth_another = await host.deliver(following)
@@ -92,9 +92,14 @@ class Visit:
             self._hand_back(following, is_worth_another=is_worth_another)
             if not session.is_usable or host.is_used_up:
                 return
-            following = task.attempt = await self._next_attempt(host)
+            following = pool.take(self._candidate)
+            if following is None and host.did_last_succeed:
+                # After a refusal there is no reason to keep the server waiting.
+                seconds = self._path.settings.idle_timeout
+                following = await pool.wait_for_work(session, self._candidate, seconds)
             if following is None:
                 return
+            task.attempt = following
             following.arrive()
             if not (session.is_ready or await host.make_ready()):
                 # A refused RSET gives the connection up, not the message.
@@ -107,12 +112,3 @@ class Visit:
             if is_worth_another:
                 attempt.redo = self._candidate
             self._pool.put_back(attempt, self._candidate)
-
-    async def _next_attempt(self, host: HostSession) -> Attempt | None:
-        pool = self._pool
-        attempt = pool.take(self._candidate)
-        if attempt is None and host.did_last_succeed:
-            # After a refusal there is no reason to keep the server waiting.
-            idle_timeout = self._path.settings.idle_timeout
-            return await pool.wait_for_work(host.session, self._candidate, idle_timeout)
-        return attempt

@@ -155,6 +155,7 @@ def parse_path(text: str) -> Mailbox:
     return parse_mailbox(text[1:-1] if opening else text)
 
 
+@lru_cache(maxsize=1024)  # few senders write to many recipients
 def parse_reverse_path(text: str) -> Mailbox | None:
     """Read a reverse-path; `""` and `"<>"` are the null path, `None` (RFC 5321 §4.5.5).
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from engine.smtp.command import CONNECT, Command, Kind
 from engine.smtp.errors import LocalProtocolError, RemoteProtocolError
 from engine.smtp.reply import Reply, ReplyParser
 from engine.smtp.state import SessionState, State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Answered(NamedTuple):
@@ -119,6 +122,22 @@ class ClientConnection:
         self._content_open = not command.is_last
         return command.octets
 
+    def send_window(self, window: Sequence[Command]) -> bytes:
+        """Account for a window, and return the octets to write.
+
+        Raises:
+            LocalProtocolError: SMTP does not allow it now, or the session is spoiled; none of it
+                counts as sent.
+        """
+        if len(window) == 1 or self._content_open:
+            return b"".join([self.send(command) for command in window])
+        if self._spoiled:
+            raise LocalProtocolError("the session is spoiled; it can only be closed")
+        self._machine.sent(*[command.kind for command in window])
+        self._owed += window
+        self._content_open = not window[-1].is_last
+        return b"".join([command.octets for command in window])
+
     def send_failed(self) -> None:
         """Account for octets that did not, or did not all, leave: the session is spoiled."""
         self._spoiled = True
@@ -131,24 +150,22 @@ class ClientConnection:
             self._eof = True
 
     def take_run(self) -> list[Answered]:
-        """Return the replies that are ready and as expected; stop before any that is not.
+        """Return the replies that are ready, if all of them are as expected.
 
         It gives what `next_event` would give one by one, for the path where every message passes.
-        A 421, and whatever is out of turn, is left for `next_event`.
+        With a 421 or anything out of turn among them, all are left for `next_event`.
         """
-        run = list[Answered]()
-        if self._content_open:
-            return run
-        ready, owed, machine = self._parser.ready, self._owed, self._machine
-        while ready and owed:
-            reply, command = ready[0], owed[0]
-            severity = reply.code // 100
-            if reply.code == 421 or not machine.may_hear(command.kind, severity):
-                break
-            ready.popleft()
+        ready, owed = self._parser.ready, self._owed
+        if self._content_open or not 0 < len(ready) <= len(owed):
+            return []
+        run = list(map(Answered, owed, ready))
+        severities = tuple([421 if reply.code == 421 else reply.code // 100 for reply in ready])
+        kinds = tuple([answer.command.kind for answer in run])
+        if not self._machine.heard_run(kinds, severities, is_last=len(run) == len(owed)):
+            return []
+        ready.clear()
+        for _ in run:
             owed.popleft()
-            machine.heard(command.kind, severity, is_last=not owed)
-            run.append(Answered(command, reply))
         return run
 
     def next_event(self) -> Event | None:

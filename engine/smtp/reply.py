@@ -19,8 +19,9 @@ from engine.smtp.status import EnhancedStatusCode, read_enhanced
 MAX_LINE_OCTETS: Final = 8 * 1024
 #: Bound for one whole reply, so that a hostile server cannot grow our memory.
 MAX_REPLY_OCTETS: Final = 64 * 1024
-#: How many different one-line replies a parser remembers: "250 2.1.0 Ok" is built once.
-_REMEMBERED: Final = 64
+#: How many runs of one-line replies a parser remembers, each up to so many octets.
+_REMEMBERED: Final = 32
+_REMEMBERED_OCTETS: Final = 256
 
 _DIGITS: Final = frozenset(b"0123456789")
 _ONE_LINE: Final = re.compile(rb"([2-5][0-9][0-9])(?: ([^\r\n]*))?\r\n")
@@ -95,22 +96,30 @@ class ReplyParser:
         self._lines: list[bytes] = []
         self._octets = 0
         self.ready: deque[Reply] = deque()
-        self._remembered: dict[bytes, Reply] = {}
+        self._remembered: dict[bytes, tuple[Reply, ...]] = {}
 
     def feed(self, data: bytes) -> None:
         """Add received octets."""
         if self._buffer or self._lines:
             self._buffer += data
             return
+        # A server answers most envelopes with the same octets.
+        known = self._remembered.get(data)
+        if known is not None:
+            self.ready += known
+            return
         # Nearly every read is a run of whole one-line replies: take those without copying.
-        position, end = 0, len(data)
+        position, end, run = 0, len(data), list[Reply]()
         while position < end:
             match = _ONE_LINE.match(data, position)
             if match is None or match.end() - position > MAX_LINE_OCTETS:
                 self._buffer += data[position:]
-                return
+                break
             position = match.end()
-            self.ready.append(self._one_line(match))
+            run.append(Reply(int(match[1]), ((match[2] or b"").rstrip(b" \t"),)))
+        self.ready += run
+        if position == end <= _REMEMBERED_OCTETS and len(self._remembered) < _REMEMBERED:
+            self._remembered[data] = tuple(run)
 
     def next_reply(self) -> Reply | None:
         """Return the next complete reply, or `None` when more octets are needed.
@@ -143,15 +152,6 @@ class ReplyParser:
         """
         ready = sum(len(reply.encode()) for reply in self.ready)
         return ready + len(self._buffer) + self._octets
-
-    def _one_line(self, match: re.Match[bytes]) -> Reply:
-        line = match[0]
-        reply = self._remembered.get(line)
-        if reply is None:
-            reply = Reply(int(match[1]), ((match[2] or b"").rstrip(b" \t"),))
-            if len(self._remembered) < _REMEMBERED:
-                self._remembered[line] = reply
-        return reply
 
     def _next_line(self) -> bytes | None:
         # Resume the search where the last one stopped: O(n) over the whole reply.

@@ -22,6 +22,7 @@ heard before anything else is said.  The content is none: the next MAIL may foll
 from __future__ import annotations
 
 from enum import Enum, auto
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from engine.smtp.command import Kind
@@ -211,6 +212,34 @@ _HEARD: Final[Mapping[State, Mapping[tuple[Kind, int], State]]] = {
 }
 
 
+#: Windows and runs up to this length are walked once and remembered: nearly all mail is alike.
+_SHORT: Final = 8
+
+
+@lru_cache(maxsize=256)
+def _after_window(
+    state: State, last: Kind | None, kinds: tuple[Kind, ...], barriers: frozenset[Kind]
+) -> State:
+    for kind in kinds:
+        if last in barriers:
+            raise LocalProtocolError(f"{kind.name} before the reply to {last.name}")
+        new = _SENT[state].get(kind)
+        if new is None:
+            raise LocalProtocolError(f"{kind.name} is not allowed in state {state.name}")
+        state, last = new, kind
+    return state
+
+
+@lru_cache(maxsize=1024)
+def _after_run(state: State, kinds: tuple[Kind, ...], severities: tuple[int, ...]) -> State | None:
+    for heard in zip(kinds, severities, strict=True):
+        new = _HEARD[state].get(heard)
+        if new is None:
+            return None
+        state = new
+    return state
+
+
 class SessionState:
     """Both cursors over the table.
 
@@ -228,24 +257,33 @@ class SessionState:
         if early:
             self.assumed = State.HELLO
 
-    def sent(self, kind: Kind) -> None:
-        """Account for a command about to go out.
+    def sent(self, *kinds: Kind) -> None:
+        """Account for commands about to go out, all or none of them.
 
         Raises:
-            LocalProtocolError: SMTP does not allow this command now.
+            LocalProtocolError: SMTP does not allow one of them now.
         """
-        last = self._last
-        if last is not None and last in self._barriers:
-            raise LocalProtocolError(f"{kind.name} before the reply to {last.name}")
-        new = _SENT[self.assumed].get(kind)
-        if new is None:
-            raise LocalProtocolError(f"{kind.name} is not allowed in state {self.assumed.name}")
-        self.assumed = new
-        self._last = kind
+        walk = _after_window if len(kinds) <= _SHORT else _after_window.__wrapped__
+        self.assumed = walk(self.assumed, self._last, kinds, self._barriers)
+        self._last = kinds[-1]
 
-    def may_hear(self, kind: Kind, severity: int) -> bool:
-        """Whether a reply of this first digit can be the answer to the oldest command in flight."""
-        return (kind, severity) in _HEARD[self.confirmed]
+    def heard_run(
+        self, kinds: tuple[Kind, ...], severities: tuple[int, ...], *, is_last: bool
+    ) -> bool:
+        """Account for replies to the oldest commands in flight, all or none of them.
+
+        Returns:
+            Whether such replies exist to such commands, here; `heard` tells which does not.
+        """
+        walk = _after_run if len(kinds) <= _SHORT else _after_run.__wrapped__
+        new = walk(self.confirmed, kinds, severities)
+        if new is None:
+            return False
+        self.confirmed = new
+        if is_last:
+            self.assumed = new
+            self._last = None
+        return True
 
     def heard(self, kind: Kind, severity: int, *, is_last: bool) -> None:
         """Account for the reply to the oldest command in flight.

@@ -21,7 +21,8 @@ from engine.smtp.capabilities import NO_CAPABILITIES
 from engine.smtp.command import RSET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence, Set
+    from collections.abc import Callable, Sequence
+    from collections.abc import Set as AbstractSet
 
     from engine.delivery.attempt import Attempt
     from engine.delivery.session import Session
@@ -226,7 +227,7 @@ class HostSession:
         attempt: Attempt,
         group: Sequence[int],
         transfer: Transfer,
-        again: Set[int],
+        again: AbstractSet[int],
         started: float,
     ) -> None:
         """Hand everybody's verdict on, but for those who are asked again."""

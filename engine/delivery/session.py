@@ -282,10 +282,7 @@ class Session:
         window = self._windows.receive_nowait()
         connection = self._connection
         was_owed = connection.owed
-        if len(window) == 1:
-            octets = connection.send(window[0])
-        else:
-            octets = connection.send_window(window)
+        octets = connection.send_window(window)
         if self._scribe is not None:
             self._note(window)
         ends_content = _ends_content(window[-1])

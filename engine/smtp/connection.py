@@ -129,7 +129,9 @@ class ClientConnection:
             LocalProtocolError: SMTP does not allow it now, or the session is spoiled; none of it
                 counts as sent.
         """
-        if len(window) == 1 or self._content_open:
+        if len(window) == 1:
+            return self.send(window[0])
+        if self._content_open:
             return b"".join([self.send(command) for command in window])
         if self._spoiled:
             raise LocalProtocolError("the session is spoiled; it can only be closed")

@@ -186,7 +186,7 @@ class HostSession:
     ) -> bool:
         """Report what became of a group; return whether the rest deserves another connection."""
         session = self.session
-        if session.loss is None and not transfer.again and not transfer.doubtful:
+        if session.is_usable and not transfer.again and not transfer.doubtful:
             self._report(attempt, group, transfer, _NOBODY, started)
             return False
         if self._was_stale(transfer) and not attempt.had_stale_connection:

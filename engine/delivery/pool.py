@@ -274,6 +274,7 @@ class SitePool:
                 self.route.failures,
                 limit=settings.max_hosts_tried,
                 hard_limit=settings.max_hosts_tried_hard,
+                is_static=self.route.is_static,
             )
         return attempt.walk
 

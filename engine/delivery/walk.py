@@ -17,7 +17,8 @@ class Walk:
 
     The rule is the reference client's: `limit` addresses are tried; from then on only the first
     address of each further MX preference, so that a backup host is reached however many addresses
-    the best hosts have; `hard_limit` addresses in all.
+    the best hosts have; `hard_limit` addresses in all.  A static list of hosts has no preferences
+    to jump to, so `limit` ends it.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class Walk:
         *,
         limit: int,
         hard_limit: int,
+        is_static: bool = False,
     ) -> None:
         """Begin a walk.
 
@@ -35,12 +37,15 @@ class Walk:
             failures: Hosts without an address; each comes up when its preference does.
             limit: `max_hosts_tried`, 0 for no limit.
             hard_limit: `max_hosts_tried_hard`, 0 for no limit.
+            is_static: The order is a list's, and no MX preference stands behind it.
         """
         # sorted() is stable: the order among equals stays, and failures come behind their equals.
         steps: list[Candidate | HostFailure] = [*candidates, *failures]
         self._steps = sorted(steps, key=lambda step: step.preference)
         self._limit = limit or len(self._steps)
         self._hard_limit = hard_limit or len(self._steps)
+        if is_static:
+            self._hard_limit = min(self._hard_limit, self._limit)
         self._tried = 0
         self._last_preference: int | None = None
 

@@ -163,3 +163,11 @@ def test_a_walk_ends_within_its_limits_and_never_goes_back(shape, limit, hard_li
     if not hard_limit:
         # A backup host is reached however many addresses the best ones have.
         assert set(preferences) == {p for p, bad in shape if not bad}
+
+
+def test_a_static_list_ends_at_the_limit_for_it_has_no_preferences_to_jump_to():
+    listed = [Candidate(f"h{place}.test", f"192.0.2.{place}", 25, place) for place in range(5)]
+
+    walk = Walk(listed, limit=2, hard_limit=50, is_static=True)
+
+    assert took(walk) == listed[:2]

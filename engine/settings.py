@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from engine.choices import (
     AddressFamily,
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 
 #: Settings whose values are never shown in an error, a log line or a list of settings.
 SECRET: Final = frozenset({"auth", "proxy"})
+
+# TOML has no null: an empty text takes back what the defaults set.
+_OR_EMPTY: Final = BeforeValidator(lambda value: None if value == "" else value)
 
 
 class Settings(BaseModel):
@@ -97,6 +100,15 @@ class Settings(BaseModel):
 
     #: SO_KEEPALIVE on each connection.  Exim: on.
     keepalive: Flag = True
+    #: Seconds of silence before the first probe, in whole seconds, rounded up; Linux takes up to
+    #: 32767.  `None`, as for the next three: the system's, as in Exim.
+    keepalive_idle: Annotated[Seconds | None, _OR_EMPTY] = None
+    #: Seconds between two probes; the same.
+    keepalive_interval: Annotated[Seconds | None, _OR_EMPTY] = None
+    #: Probes without an answer that end the connection; Linux takes up to 127.
+    keepalive_count: Annotated[Limit | None, _OR_EMPTY] = None
+    #: TCP_USER_TIMEOUT: seconds that sent octets may stay unacknowledged (RFC 5482 §1).
+    user_timeout: Annotated[Seconds | None, _OR_EMPTY] = None
     #: Traffic class: a name of `DSCP_NAMES` or a code point from 0 to 0x3F (RFC 2474 §3), or `None`.
     dscp: Dscp = None
     #: TCP Fast Open (RFC 7413 §4): `connect` sends no data with the SYN, `commands` may.  Exim: on.
@@ -230,7 +242,6 @@ def _explain_one(kind: str, place: tuple[int | str, ...], facts: Mapping[str, ob
 NOT_YET: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
     {
         "protocol": ("smtp",),
-        "dscp": (None,),
         "fast_open": ("off",),
         "proxy": ((),),
         "early_pipelining": (False,),
@@ -277,7 +288,7 @@ def unavailable(settings: Settings) -> list[Problem]:
 
 
 def _without(name: str) -> str:
-    return '"off"' if name in {"auth", "dscp", "proxy"} else '""'
+    return '"off"' if name in {"auth", "proxy"} else '""'
 
 
 def check_available(settings: Settings) -> list[str]:

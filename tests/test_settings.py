@@ -24,6 +24,10 @@ DEFAULTS = {
     "quit_timeout": 1.0,
     "idle_timeout": 5.0,
     "keepalive": True,
+    "keepalive_idle": None,
+    "keepalive_interval": None,
+    "keepalive_count": None,
+    "user_timeout": None,
     "dscp": None,
     "fast_open": "connect",
     "proxy": (),
@@ -64,7 +68,7 @@ DEFAULTS = {
     "address_family": "any",
 }
 
-TIMES = [name for name in DEFAULTS if name.endswith("_timeout")]
+TIMES = [name for name in DEFAULTS if name.endswith(("_timeout", "_idle", "_interval"))]
 FLAGS = [name for name, value in DEFAULTS.items() if isinstance(value, bool)]
 COUNTS = [
     "one_flight_octets",
@@ -72,7 +76,7 @@ COUNTS = [
     "max_recipients_per_transaction",
     "max_messages_per_connection",
 ]
-LIMITS = ["max_connections", "max_hosts_tried", "max_hosts_tried_hard"]
+LIMITS = ["keepalive_count", "max_connections", "max_hosts_tried", "max_hosts_tried_hard"]
 
 
 def problems(**values: object) -> list[str]:
@@ -157,7 +161,19 @@ def test_choices_take_their_words_only(name: str, words: list[str]):
     assert problems(**{name: False}) == [f"{name}: found false; allowed {allowed}"]
 
 
-@pytest.mark.parametrize("name", ["helo_name", "port", "tls_ca_file", "tls_sni"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "helo_name",
+        "port",
+        "tls_ca_file",
+        "tls_sni",
+        "keepalive_idle",
+        "keepalive_interval",
+        "keepalive_count",
+        "user_timeout",
+    ],
+)
 def test_an_empty_text_takes_a_setting_back(name: str):
     assert getattr(Settings.model_validate({name: ""}), name) is None
 
@@ -210,7 +226,6 @@ def test_the_defaults_ask_for_nothing_that_is_missing():
     ("name", "value", "expected"),
     [
         ("protocol", "lmtp", 'found "lmtp", not available yet; allowed "smtp"'),
-        ("dscp", "ef", 'found "ef", not available yet; allowed "off"'),
         ("fast_open", "connect", 'found "connect", not available yet; allowed "off"'),
         (
             "proxy",
@@ -262,6 +277,11 @@ def test_asking_for_what_is_not_built_is_refused(name: str, value: object, expec
 def test_every_setting_that_is_not_built_accepts_its_way_of_being_off():
     values = {name: accepted[0] for name, accepted in NOT_YET.items() if accepted}
     assert check_available(Settings.model_validate(values)) == []
+
+
+@pytest.mark.parametrize("dscp", ["ef", 0, 0x3F, "off"])
+def test_a_traffic_class_is_built(dscp: object):
+    assert check_available(Settings.model_validate({"dscp": dscp})) == []
 
 
 def test_settings_that_are_built_may_be_given():

@@ -90,6 +90,12 @@ class Attempt:
         return not self.waiting
 
     @property
+    def is_untouched(self) -> bool:
+        """Whether no host was asked for it, so that any may be the first."""
+        is_whole = len(self.waiting) == len(self.recipients)
+        return is_whole and not (self._last or self.lockstep or self.had_stale_connection)
+
+    @property
     def unasked(self) -> list[int]:
         """Places of those the present host has not decided on."""
         if not self._asked_here:

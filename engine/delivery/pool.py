@@ -151,6 +151,9 @@ class SitePool:
         self._is_draining = True
         for waiter in self._idle:
             waiter.woken.set()
+        for task in self._in_transit:
+            if task.attempt is None:
+                task.scope.cancel()  # what it went for, others have delivered
         self._quiet.set()
 
     async def run(self, on_closed: Callable[[SitePool], None]) -> None:
@@ -211,8 +214,22 @@ class SitePool:
                 if self._turns > _TURNS:
                     self._turns = 0
                     return None
-        if self._fresh and self._is_first_choice(candidate):
-            return self._fresh.popleft()
+        if self._is_first_choice(candidate):
+            return self._fresh.popleft() if self._fresh else self._take_over()
+        return None
+
+    def _take_over(self) -> Attempt | None:
+        """Take an attempt from a task that is still on its way to its first host.
+
+        A server that accepts connections and greets late, or never, keeps no mail from those that
+        are open.
+        """
+        for task in self._in_transit:
+            attempt = task.attempt
+            if attempt is not None and attempt.is_untouched:
+                task.attempt = None
+                attempt.walk = None
+                return attempt
         return None
 
     def take_any(self) -> Attempt | None:
@@ -389,7 +406,8 @@ class SitePool:
         """Run one delivery task; the bulkhead between a bug in it and the rest."""
         task = DeliveryTask(self)
         try:
-            await task.run(attempt)
+            with task.scope:
+                await task.run(attempt)
         except Exception:  # noqa: BLE001 - the bulkhead: a bug costs one task, and no mail
             _log.exception("delivery to %s failed by a bug of ours; mail is deferred", self.site)
             task.end(Cause.INTERNAL, "internal error; see the log")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from engine.delivery.session import Timeouts
 from engine.net.options import ConnectOptions
+from engine.setting_types import DSCP_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +99,12 @@ class Path:
                 interface=settings.interface,
                 interface_strict=settings.interface_strict,
                 connect_timeout=settings.connect_timeout,
+                dscp=_traffic_octet(settings.dscp),
                 keepalive=settings.keepalive,
+                keepalive_idle=settings.keepalive_idle,
+                keepalive_interval=settings.keepalive_interval,
+                keepalive_count=settings.keepalive_count,
+                user_timeout=settings.user_timeout,
             ),
             Timeouts(
                 greeting=settings.greeting_timeout,
@@ -108,3 +114,10 @@ class Path:
                 quit=settings.quit_timeout,
             ),
         )
+
+
+def _traffic_octet(dscp: int | str | None) -> int | None:
+    """Return the octet of the IP header: a code point is its six high bits (RFC 2474 §3)."""
+    if isinstance(dscp, str):
+        return DSCP_NAMES[dscp]
+    return None if dscp is None else dscp << 2

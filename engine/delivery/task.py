@@ -32,11 +32,13 @@ class DeliveryTask:
 
     Attributes:
         attempt: What it carries now; whoever ends the task settles what is still in here.
+        scope: Around all it does.
         stage: Where it stands with that, for who has to settle it.
     """
 
     def __init__(self, pool: SitePool) -> None:
         self.attempt: Attempt | None = None
+        self.scope = trio.CancelScope()
         self.stage = Stage.CONNECT
         self._pool = pool
         self._shared = pool.shared

@@ -62,14 +62,12 @@ class Visit:
                 host.publish(events.ConnectionClosed, pool.site, reason, host.transactions, seconds)
 
     async def _converse(self, host: HostSession, task: DeliveryTask) -> None:
-        attempt = task.attempt
-        assert attempt is not None
-        refusal = await host.greet(lockstep=attempt.lockstep)
+        refusal = await host.greet(lockstep=task.attempt is not None and task.attempt.lockstep)
         self._pool.arrived(task)
         if refusal is None:
             keywords = tuple(host.offered.keywords)
             host.publish(events.SessionReady, self._pool.site, keywords, host.hello_seconds)
-            await self._carry(host, task, attempt)
+            await self._carry(host, task)
         else:
             shared = self._pool.shared
             if shared.events.is_watched:
@@ -79,33 +77,42 @@ class Visit:
                         shared.clock(), self._pool.site, host.peer.text, stage, cause, text
                     )
                 )
-            host.report_all(attempt, refusal)
+            if task.attempt is not None:
+                host.report_all(task.attempt, refusal)
         await host.quit()
 
-    async def _carry(self, host: HostSession, task: DeliveryTask, attempt: Attempt) -> None:
-        """Deliver the first attempt, then the next one, for as long as there is one."""
-        pool, session = self._pool, host.session
-        following: Attempt | None = attempt
-        while following is not None:
-            is_worth_another = await host.deliver(following)
-            task.attempt = None
-            self._hand_back(following, is_worth_another=is_worth_another)
-            if not session.is_usable or host.is_used_up:
+    async def _carry(self, host: HostSession, task: DeliveryTask) -> None:
+        """Deliver what the task brought, then the next attempt, for as long as there is one."""
+        session = host.session
+        while True:
+            if task.attempt is None and not await self._find_work(host, task):
                 return
-            following = pool.take(self._candidate)
-            if following is None and host.did_last_succeed:
-                # After a refusal there is no reason to keep the server waiting.
-                seconds = self._path.settings.idle_timeout
-                following = await pool.wait_for_work(session, self._candidate, seconds)
-            if following is None:
-                return
-            task.attempt = following
-            following.arrive()
+            attempt = task.attempt
+            assert attempt is not None
             if not (session.is_ready or await host.make_ready()):
                 # A refused RSET gives the connection up, not the message.
                 task.attempt = None
-                self._hand_back(following, is_worth_another=True)
+                self._hand_back(attempt, is_worth_another=True)
                 return
+            is_worth_another = await host.deliver(attempt)
+            task.attempt = None
+            self._hand_back(attempt, is_worth_another=is_worth_another)
+            if not session.is_usable or host.is_used_up:
+                return
+
+    async def _find_work(self, host: HostSession, task: DeliveryTask) -> bool:
+        """Give the task its next attempt, if there is one or comes one in time."""
+        pool = self._pool
+        attempt = pool.take(self._candidate)
+        if attempt is None and (host.did_last_succeed or not host.transactions):
+            # After a refusal there is no reason to keep the server waiting.
+            seconds = self._path.settings.idle_timeout
+            attempt = await pool.wait_for_work(host.session, self._candidate, seconds)
+        task.attempt = attempt
+        if attempt is None:
+            return False
+        attempt.arrive()
+        return True
 
     def _hand_back(self, attempt: Attempt, *, is_worth_another: bool) -> None:
         if not attempt.is_done:

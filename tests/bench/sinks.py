@@ -31,6 +31,18 @@ def free_port():
         return sock.getsockname()[1]
 
 
+#: With two processors each side has one of its own: a sink that is woken on the sender's takes its
+#: time away, and how often that happens is chance.
+PROCESSORS = sorted(os.sched_getaffinity(0))
+
+
+def pinned(processor):
+    """Return what a child process does first, to stay on this processor."""
+    if len(PROCESSORS) < 2:
+        return None
+    return lambda: os.sched_setaffinity(0, {processor})
+
+
 @contextmanager
 def running(kind):
     """Run a sink (`smtp-sink` or `shipped`) and yield its port."""
@@ -44,7 +56,11 @@ def running(kind):
         environment = dict(os.environ)
         command = [sys.executable, "-m", "engine.testing.sink", "--port", str(port), "--quiet"]
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=pinned(PROCESSORS[-1]),
     )
     try:
         _wait_for(port)

@@ -1,7 +1,8 @@
 """Messages a second to one sink: smtplib, aiosmtplib, Postfix's smtp-source, and this engine.
 
 Every sender is a process of its own and sends the same messages to the same sink, in turn, several
-rounds; the medians count.  All use 50 connections but smtplib, which has 10 threads.
+rounds; the medians count.  All use 50 connections but smtplib, which has 10 threads.  The sink has
+a processor of its own, and so has each sender.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from tests.bench.sinks import find_tool, running
+from tests.bench.sinks import PROCESSORS, find_tool, pinned, running
 
 SENDERS = Path(__file__).parent / "senders"
 PYTHON_SENDERS = {
@@ -85,7 +86,9 @@ def make_content(octets):
 def timed(command, environment, count):
     """Run a sender; it may report a shorter time than its process had, for start-up is not sending."""
     started = time.perf_counter()
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, preexec_fn=pinned(PROCESSORS[0])
+    ) as process:
         output = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

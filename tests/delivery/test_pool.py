@@ -9,7 +9,15 @@ from engine.outcome import Status
 from engine.report import events
 from engine.routing.router import Router
 from engine.testing.dns import FakeDns
-from tests.delivery.helpers import message, serving, settings, static_router, told
+from tests.delivery.helpers import (
+    connection_to,
+    link,
+    message,
+    serving,
+    settings,
+    static_router,
+    told,
+)
 
 MX1, MX2 = "192.0.2.1", "192.0.2.2"
 
@@ -373,3 +381,32 @@ async def test_mail_that_moves_while_the_engine_is_cancelled_is_deferred(autojum
     outcomes = [outcome async for outcome in engine.outcomes]
     assert len(outcomes) == 10
     assert {outcome.status for outcome in outcomes} <= {Status.DEFERRED, Status.DELIVERED}
+
+
+# ---- connections that come to nothing ------------------------------------------------------------
+
+
+async def test_a_connection_that_is_never_greeted_keeps_no_mail(autojump_clock):
+    """OpenSMTPD accepts more connections at once than it greets."""
+    is_silent = iter([False, True, True, True])
+    far_ends = []
+    async with serving(delay=0.01) as service:
+        connect = service.connect
+
+        async def connect_or_be_left_alone(candidate, options):
+            if not next(is_silent, False):
+                return await connect(candidate, options)
+            near, far = link()
+            far_ends.append(far)
+            return connection_to(candidate, near)
+
+        service.connect = connect_or_be_left_alone
+        started = trio.current_time()
+        async with await running(service, max_connections=4) as engine:
+            await submit(engine, *(f"r{number}" for number in range(40)))
+            outcomes = await receive(engine, 40)
+        took = trio.current_time() - started
+
+    assert sorted(outcomes) == sorted(f"r{number} delivered" for number in range(40))
+    assert len(far_ends) == 3
+    assert took < 5

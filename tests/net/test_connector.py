@@ -7,6 +7,8 @@ import logging
 import os
 import socket
 import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -20,7 +22,14 @@ from engine.outcome import Cause, Scope
 from engine.route import Candidate
 from engine.smtp.stages import Stage
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 HERE = "127.0.0.1"
+
+#: From Linux' <if_ether.h> and <asm-generic/socket.h>.
+ETH_P_ALL = 0x0003
+SO_RCVBUFFORCE = 33
 
 
 def candidate(address: str = HERE, port: int | None = None) -> Candidate:
@@ -32,6 +41,44 @@ async def failure(connector=None, to=None, options=None) -> ConnectFailed:
     with pytest.raises(ConnectFailed) as info:
         await (connector or Connector()).connect(to or candidate(), options or ConnectOptions())
     return info.value
+
+
+SYN = 0x02
+#: The two low bits of the octet belong to congestion notification (RFC 3168 §5).
+NOT_ECN = 0xFC
+
+
+@pytest.fixture
+def sniffer() -> Iterator[socket.socket]:
+    """A socket that sees every IP packet on loopback; that takes root, or CAP_NET_RAW."""
+    try:
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+    except PermissionError:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip("capturing packets takes root or CAP_NET_RAW")
+    with sock:
+        # Other traffic on this machine should not push our packets out; containers may not ask.
+        with suppress(PermissionError):
+            sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 * 1024 * 1024)
+        sock.bind(("lo", ETH_P_ALL))
+        sock.settimeout(5)
+        yield sock
+
+
+def packets_to(port: int, sniffer: socket.socket, *, until: bytes) -> list[tuple[int, int]]:
+    """Return traffic class octet and TCP flags of each packet to a port, up to one that ends so."""
+    seen = []
+    while True:
+        packet = sniffer.recv(65536)
+        is_ipv6 = packet[0] >> 4 == 6
+        octet = (packet[0] & 0x0F) << 4 | packet[1] >> 4 if is_ipv6 else packet[1]
+        protocol = packet[6 if is_ipv6 else 9]
+        segment = packet[40 if is_ipv6 else 4 * (packet[0] & 0x0F) :]
+        if protocol == socket.IPPROTO_TCP and struct.unpack_from("!H", segment, 2) == (port,):
+            seen.append((octet, segment[13]))
+            if segment.endswith(until):
+                return seen
 
 
 # --- it works ---
@@ -116,6 +163,82 @@ async def test_keepalive_and_nodelay_show_on_the_socket(listen, keepalive):
     connection.stream.close()
 
 
+async def test_keepalive_knobs_and_user_timeout_show_on_the_socket(listen):
+    to = candidate(port=listen().getsockname()[1])
+    options = ConnectOptions(
+        keepalive_idle=61, keepalive_interval=11.5, keepalive_count=4, user_timeout=90.25
+    )
+    connection = await Connector().connect(to, options)
+    sock = connection.stream.socket
+    names = (
+        socket.TCP_KEEPIDLE,
+        socket.TCP_KEEPINTVL,
+        socket.TCP_KEEPCNT,
+        socket.TCP_USER_TIMEOUT,
+    )
+    assert [sock.getsockopt(socket.IPPROTO_TCP, name) for name in names] == [61, 12, 4, 90_250]
+    connection.stream.close()
+
+
+async def test_knobs_and_user_timeout_are_set_after_connect(listen, scripted):
+    port = listen().getsockname()[1]
+    factory, calls = scripted()
+    options = ConnectOptions(
+        keepalive_idle=61, keepalive_interval=11, keepalive_count=4, user_timeout=90
+    )
+    connection = await Connector(factory).connect(candidate(port=port), options)
+    connection.stream.close()
+    assert calls[calls.index(f"connect ('127.0.0.1', {port})") + 1 :] == [
+        f"setsockopt {(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)}",
+        f"setsockopt {(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 61)}",
+        f"setsockopt {(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 11)}",
+        f"setsockopt {(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)}",
+        f"setsockopt {(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 90_000)}",
+        "getsockname",
+    ]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+async def test_dscp_shows_on_the_socket(listen, address):
+    to = candidate(address, listen(address).getsockname()[1])
+    connection = await Connector().connect(to, ConnectOptions(dscp=0xB8))
+    sock = connection.stream.socket
+    assert sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == 0xB8
+    if address == "::1":
+        assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS) == 0xB8
+    connection.stream.close()
+
+
+TOS = f"setsockopt {(socket.IPPROTO_IP, socket.IP_TOS, 0xB8)}"
+TCLASS = f"setsockopt {(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, 0xB8)}"
+
+
+@pytest.mark.parametrize(("address", "expected"), [("127.0.0.1", [TOS]), ("::1", [TCLASS, TOS])])
+async def test_dscp_is_set_before_connect(listen, scripted, address, expected):
+    port = listen(address).getsockname()[1]
+    factory, calls = scripted()
+    connection = await Connector(factory).connect(
+        candidate(address, port), ConnectOptions(dscp=0xB8)
+    )
+    connection.stream.close()
+    connect = calls.index(f"connect {(address, port)}")
+    assert calls[2:connect] == expected
+
+
+@pytest.mark.parametrize(
+    ("listening", "address"),
+    [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("127.0.0.1", "::ffff:127.0.0.1")],
+)
+async def test_dscp_is_on_the_wire_from_the_first_syn_on(listen, sniffer, listening, address):
+    port = listen(listening).getsockname()[1]
+    connection = await Connector().connect(candidate(address, port), ConnectOptions(dscp=0xB8))
+    async with connection.stream:
+        await connection.stream.send_all(b"EHLO a\r\n")
+        octets, flags = zip(*packets_to(port, sniffer, until=b"EHLO a\r\n"), strict=True)
+    assert flags[0] & SYN
+    assert {octet & NOT_ECN for octet in octets} == {0xB8}
+
+
 async def test_the_steps_come_in_order(listen, scripted):
     port = listen().getsockname()[1]
     factory, calls = scripted()
@@ -143,6 +266,36 @@ async def test_a_failing_socket_option_is_logged_and_the_connection_goes_on(
     connection.stream.close()
     assert len(caplog.messages) == 2
     assert all("Protocol not available" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+async def test_a_failing_dscp_or_knob_is_logged_and_the_connection_goes_on(
+    listen, scripted, caplog, address
+):
+    factory, _ = scripted(setsockopt=errno.EPERM)
+    to = candidate(address, listen(address).getsockname()[1])
+    options = ConnectOptions(
+        dscp=0xB8, keepalive_idle=1, keepalive_interval=1, keepalive_count=1, user_timeout=1
+    )
+    with caplog.at_level(logging.DEBUG, "engine.net"):
+        connection = await Connector(factory).connect(to, options)
+    connection.stream.close()
+    # NODELAY, one or two for DSCP, keepalive, its three knobs, the user timeout.
+    assert len(caplog.messages) == (8 if address == "::1" else 7)
+    assert all("Operation not permitted" in message for message in caplog.messages)
+
+
+async def test_what_the_kernel_finds_too_much_is_logged_and_the_connection_goes_on(listen, caplog):
+    to = candidate(port=listen().getsockname()[1])
+    options = ConnectOptions(
+        keepalive_idle=1e12, keepalive_interval=1e12, keepalive_count=10**12, user_timeout=1e12
+    )
+    with caplog.at_level(logging.DEBUG, "engine.net"):
+        connection = await Connector().connect(to, options)
+    connection.stream.close()
+    # The kernel takes any user timeout that fits the option.
+    assert len(caplog.messages) == 3
+    assert all("Invalid argument" in message for message in caplog.messages)
 
 
 async def test_connect_seconds_are_the_time_it_took(listen, scripted, mock_clock):

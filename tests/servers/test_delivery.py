@@ -416,7 +416,9 @@ async def test_500_messages_share_few_connections_and_arrive_once_each(
     assert {outcome.status.value for outcome in outcomes} == {"delivered"}
     statistics = engine.statistics()
     assert statistics.transactions == 500
-    assert len({connection(outcome) for outcome in outcomes}) == statistics.connections_opened < 25
+    # Some connections may have come too late to carry anything.
+    used = {connection(outcome) for outcome in outcomes}
+    assert len(used) <= statistics.connections_opened < 25
     # Each connection counts its own transactions, without a gap.
     pairs = {(connection(outcome), outcome.transaction) for outcome in outcomes}
     assert len(pairs) == 500

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from engine.paths import PathRule as PathRule
     from engine.paths import SettingsTable as SettingsTable
     from engine.settings import Settings as Settings
+    from engine.single import open_session as open_session
     from engine.smtp.stages import Stage as Stage
 
     __version__: str
@@ -48,6 +49,7 @@ _HOMES: Final = {
     "Settings": "engine.settings",
     "SettingsTable": "engine.paths",
     "PathRule": "engine.paths",
+    "open_session": "engine.single",
     "from_octets": "engine.content",
     "from_text": "engine.content",
     "from_file": "engine.content",

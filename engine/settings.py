@@ -243,7 +243,6 @@ NOT_YET: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
     {
         "protocol": ("smtp",),
         "fast_open": ("off",),
-        "proxy": ((),),
         "early_pipelining": (False,),
         "chunking": (False,),
         "prdr": (False,),

@@ -227,11 +227,6 @@ def test_the_defaults_ask_for_nothing_that_is_missing():
     [
         ("protocol", "lmtp", 'found "lmtp", not available yet; allowed "smtp"'),
         ("fast_open", "connect", 'found "connect", not available yet; allowed "off"'),
-        (
-            "proxy",
-            "socks5://u:s3cret@h",
-            'found a value (not shown), not available yet; allowed "off"',
-        ),
         ("early_pipelining", True, "found true, not available yet; allowed false"),
         ("chunking", True, "found true, not available yet; allowed false"),
         ("prdr", True, "found true, not available yet; allowed false"),

@@ -101,6 +101,7 @@ class Path:
                 connect_timeout=settings.connect_timeout,
                 dscp=_traffic_octet(settings.dscp),
                 keepalive=settings.keepalive,
+                proxies=settings.proxy,
                 keepalive_idle=settings.keepalive_idle,
                 keepalive_interval=settings.keepalive_interval,
                 keepalive_count=settings.keepalive_count,

@@ -13,6 +13,8 @@ from engine.net.port import resolve_port
 if TYPE_CHECKING:
     from typing import TypeAlias
 
+    from engine.setting_types import Proxy
+
 #: Arguments of `setsockopt`: level, option, value.
 SocketOption: TypeAlias = "tuple[int, int, int]"
 
@@ -49,6 +51,7 @@ class ConnectOptions:
         user_timeout: Seconds that sent octets may stay unacknowledged before the kernel ends the
             connection (RFC 5482 §1), exact to the millisecond; `None`: the system's.  Where it is
             set, Linux also goes by it, not by `keepalive_count`, to give a silent peer up.
+        proxies: What connections go through, in the order to try them; empty: nothing.
 
     Raises:
         ValueError: A value is out of range; the text says which and what is allowed.
@@ -64,6 +67,7 @@ class ConnectOptions:
     keepalive_interval: float | None = None
     keepalive_count: int | None = None
     user_timeout: float | None = None
+    proxies: tuple[Proxy, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "port", resolve_port(self.port))

@@ -61,9 +61,15 @@ class SocketStream(trio.abc.HalfCloseableStream):
         socket: The socket, for its options and state; closed together with the stream.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        """Take over a connected socket and make it non-blocking."""
+    def __init__(self, sock: socket.socket, received: bytes = b"") -> None:
+        """Take over a connected socket and make it non-blocking.
+
+        Args:
+            sock: The socket.
+            received: Octets of the peer's that were read from it already; they come first.
+        """
         sock.setblocking(False)
+        self._received = received
         self.socket: Final = sock
         self._closed = False
         self._sent_eof = False
@@ -150,6 +156,8 @@ class SocketStream(trio.abc.HalfCloseableStream):
         if size < 1:
             raise ValueError(f"max_octets {max_octets}: allowed are 1 and more")
         self._check_open()
+        if self._received:
+            return await self._receive_again(size)
         try:
             while True:
                 # Refuses a second waiter by itself, so receiving needs no flag.
@@ -160,6 +168,11 @@ class SocketStream(trio.abc.HalfCloseableStream):
                     continue  # "readable" is a hint; a segment with a bad checksum breaks it
         except OSError as error:
             raise _translate(error) from error
+
+    async def _receive_again(self, size: int) -> bytes:
+        await trio.lowlevel.checkpoint()
+        octets, self._received = self._received[:size], self._received[size:]
+        return octets
 
     async def send_eof(self) -> None:
         """Close our direction; the peer reads the end, we can still receive.

@@ -36,11 +36,10 @@ def free_port():
 PROCESSORS = sorted(os.sched_getaffinity(0))
 
 
-def pinned(processor):
-    """Return what a child process does first, to stay on this processor."""
-    if len(PROCESSORS) < 2:
-        return None
-    return lambda: os.sched_setaffinity(0, {processor})
+def pin(process, processor):
+    """Keep a process that has just started on this processor."""
+    if len(PROCESSORS) > 1:
+        os.sched_setaffinity(process.pid, {processor})
 
 
 @contextmanager
@@ -60,8 +59,8 @@ def running(kind):
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        preexec_fn=pinned(PROCESSORS[-1]),
     )
+    pin(process, PROCESSORS[-1])
     try:
         _wait_for(port)
         yield port

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from tests.bench.sinks import PROCESSORS, find_tool, pinned, running
+from tests.bench.sinks import PROCESSORS, find_tool, pin, running
 
 SENDERS = Path(__file__).parent / "senders"
 PYTHON_SENDERS = {
@@ -86,9 +86,8 @@ def make_content(octets):
 def timed(command, environment, count):
     """Run a sender; it may report a shorter time than its process had, for start-up is not sending."""
     started = time.perf_counter()
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, preexec_fn=pinned(PROCESSORS[0])
-    ) as process:
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        pin(process, PROCESSORS[0])
         output = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -138,13 +138,17 @@ def _needs_smtputf8(message: Message, recipients: Sequence[Recipient]) -> bool:
     if message.smtputf8:
         return True
     path = message.reverse_path
-    if path is not None and path.needs_smtputf8 and path.ascii_octets() is None:
+    if path is not None and not path.octets.isascii() and path.ascii_octets() is None:
         return True
-    return any(to.mailbox.needs_smtputf8 and to.mailbox.ascii_octets() is None for to in recipients)
+    for to in recipients:
+        mailbox = to.mailbox
+        if not mailbox.octets.isascii() and mailbox.ascii_octets() is None:
+            return True
+    return False
 
 
 def _path(mailbox: Mailbox, *, as_utf8: bool) -> bytes:
-    if as_utf8 or not mailbox.needs_smtputf8:
+    if as_utf8 or mailbox.octets.isascii():
         return mailbox.octets
     # Only the domain is not ASCII: its A-labels say the same (RFC 5890 §2.3.2.1).
     return mailbox.ascii_octets() or mailbox.octets

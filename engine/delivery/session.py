@@ -407,6 +407,8 @@ class Session:
     def _take_events(self) -> list[Answered]:
         connection = self._connection
         answers = connection.take_run() if self._scribe is None and not self._is_writing else []
+        if answers and connection.is_all_heard:
+            return answers
         asked = connection.oldest_owed
         try:
             while (event := connection.next_event()) is not None:

@@ -52,7 +52,11 @@ Event = Answered | Closing | Closed
 
 
 class ClientConnection:
-    """The client's side of one SMTP or LMTP session."""
+    """The client's side of one SMTP or LMTP session.
+
+    Attributes:
+        is_spoiled: Whether the two sides are, or may be, out of step: only closing is left.
+    """
 
     def __init__(self, *, early: bool = False) -> None:
         """Begin with the greeting owed; `early` allows commands before it (early pipelining)."""
@@ -60,7 +64,7 @@ class ClientConnection:
         self._machine = SessionState(early=early)
         self._owed: deque[Command] = deque([CONNECT])
         self._eof = False
-        self._spoiled = False
+        self.is_spoiled = False
         self._content_open = False
 
     @property
@@ -84,14 +88,9 @@ class ClientConnection:
         return self._content_open
 
     @property
-    def is_spoiled(self) -> bool:
-        """Whether the two sides are, or may be, out of step: only closing is left."""
-        return self._spoiled
-
-    @property
     def is_ready(self) -> bool:
         """Whether a new transaction may begin: all heard, none open, not spoiled."""
-        return self._machine.confirmed is State.READY and not self._owed and not self._spoiled
+        return self._machine.confirmed is State.READY and not self._owed and not self.is_spoiled
 
     @property
     def is_transaction_open(self) -> bool:
@@ -109,7 +108,7 @@ class ClientConnection:
         Raises:
             LocalProtocolError: SMTP does not allow it now, or the session is spoiled.
         """
-        if self._spoiled:
+        if self.is_spoiled:
             raise LocalProtocolError("the session is spoiled; it can only be closed")
         if self._content_open:
             if command.kind is not Kind.CONTENT:
@@ -133,7 +132,7 @@ class ClientConnection:
             return self.send(window[0])
         if self._content_open:
             return b"".join([self.send(command) for command in window])
-        if self._spoiled:
+        if self.is_spoiled:
             raise LocalProtocolError("the session is spoiled; it can only be closed")
         self._machine.sent(*[command.kind for command in window])
         self._owed += window
@@ -142,7 +141,7 @@ class ClientConnection:
 
     def send_failed(self) -> None:
         """Account for octets that did not, or did not all, leave: the session is spoiled."""
-        self._spoiled = True
+        self.is_spoiled = True
 
     def receive(self, octets: bytes) -> None:
         """Take octets from the peer; `b""` when it hung up."""
@@ -150,6 +149,11 @@ class ClientConnection:
             self._parser.feed(octets)
         else:
             self._eof = True
+
+    @property
+    def is_all_heard(self) -> bool:
+        """Whether all that was received has been told."""
+        return not self._eof and self._parser.is_empty
 
     def take_run(self) -> list[Answered]:
         """Return the replies that are ready, if all of them are as expected.
@@ -181,11 +185,11 @@ class ClientConnection:
             if reply is not None:
                 return self._heard(reply)
         except RemoteProtocolError:
-            self._spoiled = True
+            self.is_spoiled = True
             raise
         if self._eof:
             self._eof = False  # told once, so that taking events comes to an end
-            self._spoiled = True
+            self.is_spoiled = True
             self._machine.closed()
             return Closed()
         return None
@@ -198,7 +202,7 @@ class ClientConnection:
             RemoteProtocolError: Octets came in clear behind the reply to STARTTLS.
         """
         if self._parser.unread:
-            self._spoiled = True
+            self.is_spoiled = True
             raise RemoteProtocolError("octets in clear behind the reply to STARTTLS")
         self._machine.tls_started()
 
@@ -206,19 +210,19 @@ class ClientConnection:
         owed = self._owed
         if not owed:
             if reply.code == 421:
-                self._spoiled = True
+                self.is_spoiled = True
                 self._machine.closed()
                 return Closing(reply)
             raise RemoteProtocolError("a reply to nothing that was asked", reply.encode())
         command = owed.popleft()
         is_early = self._content_open and command.kind is Kind.CONTENT
         if is_early:
-            self._spoiled = True
+            self.is_spoiled = True
             if reply.is_positive:
                 raise RemoteProtocolError("content accepted before its end", reply.encode())
         if reply.code == 421:
             # RFC 5321 §3.8: the peer closes.  Replies to what is still in flight will not come.
-            self._spoiled = True
+            self.is_spoiled = True
             self._machine.closed()
         elif self._machine.confirmed is not State.CLOSED:
             self._machine.heard(command.kind, reply.severity, is_last=not owed)

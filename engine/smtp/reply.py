@@ -144,6 +144,11 @@ class ReplyParser:
         return None
 
     @property
+    def is_empty(self) -> bool:
+        """Whether `next_reply` has nothing to look at."""
+        return not (self.ready or self._buffer)
+
+    @property
     def unread(self) -> int:
         """How many octets came that no reply has been made of.
 

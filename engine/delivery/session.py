@@ -1,14 +1,14 @@
 """One SMTP session over one byte stream: a conversation, a writer and a reader.
 
 The conversation (whoever holds the `Session`) decides.  It puts *windows*, runs of pipelined
-commands, on the commands channel, and each window leaves in one write; the writer task carries on
-where the kernel takes no more.  The reader parses what arrives, pairs each reply with the command it answers, and
-puts runs of them on the replies channel.  So a server that answers slowly cannot deadlock a long
-list of recipients, and a refusal is seen while content is still being written.
+commands, on the commands channel; each leaves in one write, and where the kernel takes no more the
+writer carries on.  The reader parses what arrives, pairs each reply with the command it answers,
+and puts runs of them on the replies channel.  So a server that answers slowly cannot deadlock a
+long list of recipients, and a refusal is seen while content is still being written.
 
-Only the writer writes and only the reader reads.  The reader keeps the one deadline that a whole
-reply has, however it drips; the writer keeps the one for each block written.  What a peer may do
-raises in neither: it ends the session, and the conversation learns how from `SessionLost`.
+The reader keeps the one deadline that a whole reply has, however it drips; the writer keeps the one
+for each block written.  What a peer may do raises in neither: it ends the session, and the
+conversation learns how from `SessionLost`.
 
 Both channels are bounded.  If the conversation is cancelled the stream is closed as it is: a
 content that was not written to its end stays unfinished, so the peer cannot have accepted it.

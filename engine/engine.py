@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from engine.message import Message
     from engine.net.connector import ConnectorLike
-    from engine.outcome import Outcome
+    from engine.outcome import Outcome, Peer
     from engine.report.statistics import Statistics
     from engine.routing.resolver import Resolver
 
@@ -83,6 +83,7 @@ class Engine:
         connector: ConnectorLike | None = None,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         transcripts: bool = False,
+        veto: Callable[[Peer, str], str | None] | None = None,
         grace: float = DEFAULT_GRACE,
         clock: Callable[[], float] = time.time,
         rng: Random | None = None,
@@ -104,6 +105,9 @@ class Engine:
             connector: Makes connections.
             max_in_flight: Recipients inside the engine, at least 1; `submit` waits beyond that.
             transcripts: Keep the SMTP dialogue of each outcome.
+            veto: Asked before each connection with the peer and the name of its site; returns why
+                not to connect, or `None`.  A vetoed host is deferred with cause `event`, and the
+                next one is tried.  It must not wait, and runs for every connection.
             grace: Seconds a cancelled engine waits for replies to contents that have left.
             clock: Wall clock, seconds since the epoch.
             rng: Shuffles hosts of equal preference.
@@ -138,6 +142,7 @@ class Engine:
             rng=rng or Random(),  # noqa: S311 - spreads load, guards nothing
             grace=grace,
             make_transcript=Transcript if transcripts else None,
+            veto=veto,
         )
         self._dispatcher = Dispatcher(self._shared, made_router, self._wake)
         self._nursery: trio.Nursery | None = None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from engine.choices import AddressFamily
     from engine.net.connector import ConnectorLike
-    from engine.outcome import Outcome
+    from engine.outcome import Outcome, Peer
     from engine.paths import SettingsTable
     from engine.report.statistics import Recorder
     from engine.report.stream import EventStream
@@ -41,6 +41,8 @@ class Shared:
         clock: Wall clock for events, seconds since the epoch.
         rng: Shuffles equals.
         grace: Seconds a cancelled engine still waits for the reply to a content that has left.
+        veto: Asked before each connection, with the peer and its site; what it returns is why the
+            peer is not to be connected to, `None` where it may be.
         make_transcript: Makes the scribe of a session; `None` where no transcript is wanted.
     """
 
@@ -57,6 +59,7 @@ class Shared:
         rng: Random,
         grace: float,
         make_transcript: Callable[[], Transcript] | None,
+        veto: Callable[[Peer, str], str | None] | None = None,
     ) -> None:
         self.connector = connector
         self.table = table
@@ -68,6 +71,7 @@ class Shared:
         self.rng = rng
         self.grace = grace
         self.make_transcript = make_transcript
+        self.veto = veto
         self._connections = count(1)
 
     def number_connection(self) -> int:

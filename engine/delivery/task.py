@@ -17,6 +17,7 @@ from engine.net.port import port_for
 from engine.outcome import Cause, Peer, Scope, Status
 from engine.report.events import ConnectionFailed
 from engine.route import HostFailure
+from engine.smtp.reply import show
 from engine.smtp.stages import Stage
 from engine.smtp.status import EnhancedStatusCode
 
@@ -84,6 +85,11 @@ class DeliveryTask:
         if (verdict := pool.resting(step)) is not None:
             attempt.report_all(verdict, now, peer=peer)
             return
+        if self._shared.veto is not None:
+            reason = self._shared.veto(peer, pool.site)
+            if reason is not None:
+                attempt.report_all(_vetoed(peer, reason), now, peer=peer)
+                return
         await self._visit(step, path, peer)
 
     async def _visit(self, candidate: Candidate, path: Path, peer: Peer) -> None:
@@ -123,9 +129,15 @@ class DeliveryTask:
 
 
 _NO_ANSWER = EnhancedStatusCode(4, 4, 1)
+_BY_POLICY = EnhancedStatusCode(4, 7, 1)
 _OUR_SIDE = EnhancedStatusCode(4, 3, 5)
 _NO_ADDRESS = EnhancedStatusCode(5, 4, 4)
 _DNS_TROUBLE = EnhancedStatusCode(4, 4, 3)
+
+
+def _vetoed(peer: Peer, reason: str) -> Verdict:
+    text = f"{peer} is not to be connected to now: {show(reason.encode())}"
+    return Verdict(Status.DEFERRED, Stage.CONNECT, Cause.EVENT, text, Scope.HOST, None, _BY_POLICY)
 
 
 def _unconnected(failure: ConnectFailed) -> Verdict:

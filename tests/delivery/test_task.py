@@ -394,3 +394,32 @@ async def test_a_host_asked_on_a_shared_connection_is_not_asked_again(autojump_c
         (outcome.peer.address, str(outcome.stage), str(outcome.cause)),
     ]
     assert hosts.made == [MX1, MX2]
+
+
+# ---- vetoes --------------------------------------------------------------------------------------
+
+
+async def test_a_vetoed_host_is_not_connected_to_and_the_next_one_is_tried(autojump_clock):
+    asked = []
+
+    def veto(peer, site):
+        asked.append((peer.address, peer.port, site))
+        return "blocked\nfor now" if peer.address == MX1 else None
+
+    dialogue = greeted() + transaction((A, "250 ok"), pipelined=False)
+    async with scripted({MX2: dialogue}) as hosts:
+        (outcome,) = await deliver(hosts, message(A), routes=[MX1, MX2], veto=veto)
+
+    assert outcome.status is Status.DELIVERED
+    assert asked == [(MX1, 25, f"{MX1},{MX2}"), (MX2, 25, f"{MX1},{MX2}")]
+    (tried,) = outcome.attempts
+    assert (tried.stage, tried.cause) == ("connect", "event")
+    assert tried.text == rf"{MX1} [{MX1}]:25 is not to be connected to now: blocked\nfor now"
+
+
+async def test_a_veto_of_the_only_host_defers(autojump_clock):
+    async with scripted({}) as hosts:
+        (outcome,) = await deliver(hosts, message(A), veto=lambda *_: "not today")
+
+    assert told([outcome]) == [f"{A} deferred host connect event -"]
+    assert str(outcome.enhanced) == "4.7.1"

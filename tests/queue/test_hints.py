@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.queue import hints as module
+from engine.queue import hints_file as file_module
 from engine.queue.hints import MAX_SECONDS, MAX_VALUE, MemoryHints, open_hints
 from engine.testing.clock import FakeClock
 from tests.queue.conformance import CHECKS, MAX_ENTRIES
@@ -212,7 +213,7 @@ async def test_many_changes_of_one_hint_are_written_once(path):
 
 
 async def test_more_than_a_batch_is_written_and_read(path):
-    count = 2 * module._ROWS_AT_ONCE + 1
+    count = 2 * file_module.ROWS_AT_ONCE + 1
     async with open_hints(path) as hints:
         for number in range(count):
             hints.put("ehlo", f"{number}.test", b"1", seconds=60)
@@ -273,7 +274,7 @@ async def test_what_one_forgets_the_other_forgets(path):
 
 async def test_a_change_while_the_file_is_written_is_written_next(path, monkeypatch):
     started, go_on = threading.Event(), threading.Event()
-    exchange = module._File.exchange
+    exchange = file_module.HintsFile.exchange
 
     def slow_exchange(self, changes):
         if changes and not started.is_set():
@@ -281,7 +282,7 @@ async def test_a_change_while_the_file_is_written_is_written_next(path, monkeypa
             go_on.wait(5)
         return exchange(self, changes)
 
-    monkeypatch.setattr(module._File, "exchange", slow_exchange)
+    monkeypatch.setattr(file_module.HintsFile, "exchange", slow_exchange)
     async with open_hints(path) as hints, trio.open_nursery() as nursery:
         hints.put("ehlo", "mx.test", b"1", seconds=60)
         nursery.start_soon(hints.sync)
@@ -329,7 +330,7 @@ async def test_what_expired_is_swept_from_the_file(path):
 
 
 async def test_so_many_writes_sweep_the_file(path, monkeypatch):
-    monkeypatch.setattr(module, "_SWEEP_ROWS", 10)
+    monkeypatch.setattr(file_module, "_SWEEP_ROWS", 10)
     async with open_hints(path, max_entries=5) as hints:
         for number in range(100):
             hints.put("ehlo", f"{number}.test", b"1", seconds=60)
@@ -394,8 +395,8 @@ def make_foreign(path):
 
 def make_later_release(path):
     with other_connection(path) as connection:
-        connection.execute(f"pragma application_id = {module._APPLICATION_ID}")
-        connection.execute(f"pragma user_version = {len(module._SCHEMA) + 1}")
+        connection.execute(f"pragma application_id = {file_module._APPLICATION_ID}")
+        connection.execute(f"pragma user_version = {len(file_module._SCHEMA) + 1}")
     return "later release"
 
 
@@ -618,7 +619,7 @@ def test_a_process_killed_while_it_writes_leaves_the_file_readable(path, caplog)
 
 
 async def test_a_locked_file_is_tried_again(path, monkeypatch, caplog):
-    monkeypatch.setattr(module, "_BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(file_module, "BUSY_SECONDS", 0.01)
     async with open_hints(path) as hints:
         with other_connection(path) as connection:
             connection.execute("begin immediate")
@@ -634,7 +635,7 @@ async def test_a_locked_file_is_tried_again(path, monkeypatch, caplog):
 
 
 async def test_a_file_locked_at_the_start_is_read_later(path, monkeypatch, caplog):
-    monkeypatch.setattr(module, "_BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(file_module, "BUSY_SECONDS", 0.01)
     async with open_hints(path) as hints:
         hints.put("ehlo", "mx.test", b"1", seconds=60)
     with other_connection(path) as connection:
@@ -649,7 +650,7 @@ async def test_a_file_locked_at_the_start_is_read_later(path, monkeypatch, caplo
 
 
 async def test_a_file_locked_at_the_end_is_waited_for_so_long(path, monkeypatch):
-    monkeypatch.setattr(module, "_BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(file_module, "BUSY_SECONDS", 0.01)
     with other_connection(path) as connection, trio.fail_after(5):
         async with open_hints(path, close_seconds=0.05) as hints:
             hints.put("ehlo", "early.test", b"1", seconds=60)

@@ -20,6 +20,7 @@ from engine.delivery.shared import Shared
 from engine.dispatch import Dispatcher
 from engine.errors import ConfigError
 from engine.net.connector import Connector
+from engine.nursery import tasks_beside
 from engine.outcomes import Outcomes, Seats
 from engine.paths import SettingsTable, refuse_unavailable
 from engine.report.events import MessageSubmitted, RecipientSettled
@@ -172,25 +173,19 @@ class Engine:
 
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
-        failure: Exception | None = None
         try:
-            async with trio.open_nursery() as nursery:
+            async with tasks_beside() as nursery:
                 self._nursery = nursery
                 self._dispatcher.run_in(nursery)
                 try:
                     yield
                     await self.drain()
-                except Exception as error:  # noqa: BLE001 - raised below, without a group around it
-                    failure = error
-                    nursery.cancel_scope.cancel()
                 finally:
                     self._seats.close()  # what is cancelled may take its time, and takes nothing
         finally:
             self._nursery = None
             self.outcomes.end()
             self.events.close()
-        if failure is not None:
-            raise failure
 
     async def drain(self, timeout: float | None = None) -> bool:
         """Take no more messages, finish what is in flight, say QUIT to idle connections.

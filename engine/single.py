@@ -23,7 +23,6 @@ from engine.outcome import Outcome, Peer
 from engine.paths import SettingsTable, refuse_unavailable
 from engine.report.statistics import Recorder
 from engine.report.stream import EventStream
-from engine.report.transcript import Transcript
 from engine.route import Unroutable
 from engine.routing.mx import plan
 from engine.routing.router import Router
@@ -162,5 +161,5 @@ def _bystander(connector: ConnectorLike, settings: Settings) -> Shared:
         clock=time.time,
         rng=Random(),  # noqa: S311 - guards nothing
         grace=0.0,
-        make_transcript=Transcript,
+        make_transcript=None,
     )

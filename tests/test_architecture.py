@@ -19,12 +19,13 @@ MODULES = {
 }
 TESTS = ROOT / "tests"
 
-#: The files on the ground floor of `engine/` that hold the values which travel.
+#: The files on the ground floor of `engine/`: the values which travel, and what any room may use.
 VALUES = {
     "choices",
     "content",
     "errors",
     "message",
+    "nursery",
     "outcome",
     "outcomes",
     "paths",

@@ -10,47 +10,17 @@ from trio.testing import wait_all_tasks_blocked
 from engine.engine import Engine
 from engine.errors import EngineClosedError
 from engine.outcome import Cause, Outcome, Status
-from engine.routing.router import Router
-from engine.testing.dns import FakeDns
 from engine.testing.sink import open_sink
 from tests.delivery.helpers import (
+    ZONE,
+    an_engine,
     message,
+    outcomes_of,
     serving,
     settings,
+    stalls,
     told,
 )
-
-MX1, MX2 = "192.0.2.1", "192.0.2.2"
-EVERYWHERE = [("*", [MX1])]
-ZONE = {
-    "x.test": {"MX": ["10 mx.test"]},
-    "y.test": {"MX": ["10 mx.test"]},
-    "z.test": {"MX": ["10 other.test"]},
-    "mx.test": {"A": [MX1]},
-    "other.test": {"A": [MX2]},
-    "closed.test": {"MX": ["0 ."]},
-    "broken.test": {"MX": "SERVFAIL"},
-    "slow.test": {"MX": "TIMEOUT"},
-}
-
-
-def an_engine(connector, *, zone=None, **more) -> Engine:
-    """Make an engine that sends everything to one host, or by a DNS in memory."""
-    if zone is not None:
-        more["router"] = Router(FakeDns(zone, ttl=3600))
-    elif "router" not in more:
-        more.setdefault("routes", EVERYWHERE)
-    return Engine(more.pop("settings", None) or settings(), connector=connector, **more)
-
-
-async def outcomes_of(engine: Engine) -> list[Outcome]:
-    """Return the outcomes nobody took, after the end."""
-    return [outcome async for outcome in engine.outcomes]
-
-
-def stalls(host: str, recipient: str) -> str:
-    return "stall" if recipient == "stall" else "250 ok"
-
 
 # ---- in and out ----------------------------------------------------------------------------------
 

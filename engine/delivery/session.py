@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from engine.nursery import tasks_beside
 from engine.outcome import Cause
 from engine.smtp.command import STAGES, Command, Kind
 from engine.smtp.connection import Answered, ClientConnection, Closed, Closing
@@ -523,18 +524,11 @@ async def run_session(
     inside the block.  Exceptions of the block come out as they are.
     """
     session = Session(stream, timeouts, scribe=scribe, early=early)
-    failure: Exception | None = None
     try:
-        async with trio.open_nursery() as nursery:
+        async with tasks_beside() as nursery:
             session._scope = nursery.cancel_scope  # noqa: SLF001
             nursery.start_soon(session._write, name="session writer")  # noqa: SLF001
             nursery.start_soon(session._read, name="session reader")  # noqa: SLF001
-            try:
-                yield session
-            except Exception as error:  # noqa: BLE001 - it goes on below, without a group around it
-                failure = error
-            nursery.cancel_scope.cancel()
+            yield session
     finally:
         stream.close()
-    if failure is not None:
-        raise failure

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 import click
 import trio
 
+from engine.nursery import tasks_beside
 from engine.testing.faults import Next
 from engine.testing.sink_house import House, Received, SinkStatistics
 from engine.testing.sink_session import SinkSession
@@ -356,16 +357,9 @@ async def open_sink(
     )
     server = _Server(house, tls, on_message)
     listener = _listen(host, port)
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with tasks_beside() as nursery:
         nursery.start_soon(server.accept, listener, nursery)
-        try:
-            yield Sink(host, listener.getsockname()[1], server)
-        except Exception as error:  # noqa: BLE001 - raised again below, outside the nursery's group
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+        yield Sink(host, listener.getsockname()[1], server)
 
 
 def _listen(host: str, port: int) -> socket.socket:

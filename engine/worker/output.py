@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from engine.nursery import tasks_beside
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -95,19 +97,15 @@ async def open_output(descriptor: int) -> AsyncIterator[Output]:
     Leaving the block normally writes everything.  An error leaves it one second for that.
     """
     output = Output(descriptor)
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with tasks_beside() as nursery:
         nursery.start_soon(output.run)
         try:
             yield output
             await output.flush()
-        except Exception as error:  # noqa: BLE001 - raised below, without a group around it
-            failure = error
+        except Exception:
             with trio.move_on_after(_LAST_WORDS):
                 await output.flush()
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+            raise
 
 
 def _write_all(descriptor: int, octets: bytes) -> None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import logging
 import signal
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import trio
 
+from engine.nursery import tasks_beside
 from engine.outcome import Status
 from engine.report.log import LogWriter
 from engine.worker.budget import Budget
@@ -35,7 +36,7 @@ from engine.worker.screen import (
 from engine.worker.summary import Summary, render
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import Callable, Iterator
 
     from engine.engine import Engine
     from engine.outcome import Outcome
@@ -125,7 +126,7 @@ class _Run:
         self._seconds = 0.0
 
     async def to_the_end(self) -> None:
-        async with _helpers() as nursery:
+        async with tasks_beside() as nursery:
             await nursery.start(self._heed_signals)
             nursery.start_soon(self._heed_reader)
             nursery.start_soon(self._show_progress)
@@ -202,20 +203,6 @@ class _Run:
                 is_guess = not self._source.is_exact
                 self._screen.show(Progress(statistics, total, is_guess, rate), now)
             await trio.sleep(LIVE_SECONDS)
-
-
-@asynccontextmanager
-async def _helpers() -> AsyncIterator[trio.Nursery]:
-    """Run tasks for the time of a block, and end them with it."""
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            yield nursery
-        except Exception as error:  # noqa: BLE001 - raised below, without a group around it
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
 
 
 @contextmanager

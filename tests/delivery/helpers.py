@@ -20,6 +20,7 @@ from engine.net.connector import Connection
 from engine.net.errors import ConnectFailed
 from engine.net.facts import ConnectionFacts
 from engine.net.port import port_for
+from engine.nursery import tasks_beside
 from engine.outcome import Cause, Peer, Scope
 from engine.routing.router import Router
 from engine.routing.table import RouteTable
@@ -376,16 +377,9 @@ async def _lines(stream: MemoryStream) -> AsyncGenerator[str, None]:
 async def serving(*args: object, **options: object) -> AsyncIterator[Service]:
     """Run a `Service`."""
     service = Service(*args, **options)
-    failure: Exception | None = None
-    async with trio.open_nursery() as service.nursery:
-        try:
-            yield service
-            await wait_all_tasks_blocked()
-        except Exception as error:  # noqa: BLE001 - raised below, without a group around it
-            failure = error
-        service.nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    async with tasks_beside() as service.nursery:
+        yield service
+        await wait_all_tasks_blocked()
 
 
 # ---- messages and engines ------------------------------------------------------------------------
@@ -435,6 +429,39 @@ def message(
 def settings(**more: object) -> Settings:
     """Make settings with our name in them."""
     return Settings(**{"helo_name": "me.test", **more})
+
+
+MX1, MX2 = "192.0.2.1", "192.0.2.2"
+#: Three domains on two sites, and what else a name server may say.
+ZONE = {
+    "x.test": {"MX": ["10 mx.test"]},
+    "y.test": {"MX": ["10 mx.test"]},
+    "z.test": {"MX": ["10 other.test"]},
+    "mx.test": {"A": [MX1]},
+    "other.test": {"A": [MX2]},
+    "closed.test": {"MX": ["0 ."]},
+    "broken.test": {"MX": "SERVFAIL"},
+    "slow.test": {"MX": "TIMEOUT"},
+}
+
+
+def an_engine(connector, *, zone=None, **more) -> Engine:
+    """Make an engine that sends everything to one host, or by a DNS in memory."""
+    if zone is not None:
+        more["router"] = Router(FakeDns(zone, ttl=3600))
+    elif "router" not in more:
+        more.setdefault("routes", [("*", [MX1])])
+    return Engine(more.pop("settings", None) or settings(), connector=connector, **more)
+
+
+async def outcomes_of(engine: Engine) -> list[Outcome]:
+    """Return the outcomes nobody took, after the end."""
+    return [outcome async for outcome in engine.outcomes]
+
+
+def stalls(host: str, recipient: str) -> str:
+    """What a `Service` says that never answers about one recipient."""
+    return "stall" if recipient == "stall" else "250 ok"
 
 
 async def static_router(routes: Sequence[str], *domains: str) -> Router:
@@ -549,3 +576,28 @@ def transaction(
     if asked[-1][0] == "DATA" and data[0] == "3":
         lines += ["C= the content, or a lone dot", f"S: {final}"]
     return "\n".join([*lines, ""])
+
+
+RESET = "C: RSET\nS: 250 2.0.0 flushed\n"
+NEXT = "! connection\n"
+
+
+def opening(pipelined: bool, *extensions: str) -> str:
+    """The opening of a connection to a host that offers PIPELINING, or does not."""
+    return greeted(*(["PIPELINING"] if pipelined else []), *extensions)
+
+
+def delivery(recipient: str, pipelined: bool, **more: str) -> str:
+    """A transaction that delivers to one recipient."""
+    return transaction((recipient, "250 ok"), pipelined=pipelined, **more)
+
+
+def delivered(*recipients: str) -> list[str]:
+    """What is `told` of recipients that all got their mail."""
+    return [f"{recipient} delivered - final reply 250" for recipient in recipients]
+
+
+def places(outcomes: Sequence[Outcome]) -> list[tuple[int | None, int | None]]:
+    """Return connection and transaction of each outcome, by recipient."""
+    ordered = sorted(outcomes, key=lambda outcome: outcome.recipient)
+    return [(outcome.peer.connection, outcome.transaction) for outcome in ordered]

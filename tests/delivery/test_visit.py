@@ -7,9 +7,16 @@ from engine.engine import Engine
 from engine.outcome import Status
 from engine.report import events
 from tests.delivery.helpers import (
+    MX1,
+    MX2,
+    NEXT,
+    RESET,
     deliver,
-    greeted,
+    delivered,
+    delivery,
     message,
+    opening,
+    places,
     scripted,
     settings,
     told,
@@ -17,27 +24,6 @@ from tests.delivery.helpers import (
 )
 
 A, B, C = "a@x.test", "b@x.test", "c@x.test"
-MX1, MX2 = "192.0.2.1", "192.0.2.2"
-RESET = "C: RSET\nS: 250 2.0.0 flushed\n"
-NEXT = "! connection\n"
-
-
-def opening(pipelined: bool, *extensions: str) -> str:
-    return greeted(*(["PIPELINING"] if pipelined else []), *extensions)
-
-
-def delivery(recipient: str, pipelined: bool, **more) -> str:
-    return transaction((recipient, "250 ok"), pipelined=pipelined, **more)
-
-
-def delivered(*recipients: str) -> list[str]:
-    return [f"{recipient} delivered - final reply 250" for recipient in recipients]
-
-
-def places(outcomes) -> list[tuple[int | None, int | None]]:
-    """Return connection and transaction of each outcome, by recipient."""
-    ordered = sorted(outcomes, key=lambda outcome: outcome.recipient)
-    return [(outcome.peer.connection, outcome.transaction) for outcome in ordered]
 
 
 # ---- one message after another --------------------------------------------------------------------

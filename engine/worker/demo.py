@@ -6,9 +6,12 @@ real delivery goes through, and shows progress and result.  Nothing leaves the l
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import subprocess
 import sys
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -64,18 +67,35 @@ _FAULTS: Final = {
     911: "close-after-dot",
 }
 
-#: What to do when the demonstration is over.
-NEXT: Final = """\
+_NEXT: Final = """\
 Each recipient has exactly one outcome, and the troubles above were asked for.
 Next, send a message of yours to the sink, from a second terminal:
 
-  python -m engine.testing.sink --port 2525
-  echo 'Subject: hello' | python -m engine send --sender you@example.org \\
-      --host 127.0.0.1:2525 --json friend@example.net
+  {python} -m engine.testing.sink --port 2525
+  echo 'Subject: hello' | {python} -m engine send \\
+      --sender you@example.org --host 127.0.0.1:2525 --json friend@example.net
 
 Without --host it would go to the mail hosts of example.net.
-All options: python -m engine send --help
+All options: {python} -m engine send --help
 """
+
+
+def next_steps(python: str) -> str:
+    """Say what to do when the demonstration is over, with the command that starts our Python."""
+    return _NEXT.format(python=python)
+
+
+def python_command() -> str:
+    """Return how this Python is started from the current folder, as a shell takes it.
+
+    It need not be the shell's own `python`: in an environment nobody has activated it is not.
+    """
+    program = Path(sys.executable)
+    if shutil.which("python") == sys.executable:
+        return "python"
+    if program.is_relative_to(Path.cwd()):
+        program = program.relative_to(Path.cwd())
+    return shlex.quote(str(program))
 
 
 class Gazette:
@@ -138,13 +158,13 @@ async def _demo(messages: int, connections: int, manner: Manner) -> Exit:
         status = await run(engine, open_source, manner)
     if status is Exit.INTERRUPTED:
         return status
-    await _print(manner, "\n" + NEXT.rstrip())
+    await _print(manner, "\n" + next_steps(python_command()).rstrip())
     return Exit.DELIVERED
 
 
 async def _print(manner: Manner, text: str) -> None:
     async with open_output(manner.stdout) as stdout:
-        print_to(stdout.put, manner.stdout, Text(text))
+        print_to(stdout.put, manner.stdout, Text(text, no_wrap=True, overflow="ignore"))
 
 
 @asynccontextmanager

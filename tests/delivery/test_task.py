@@ -14,6 +14,7 @@ from engine.smtp.stages import Stage
 from engine.testing.dns import FakeDns
 from tests.delivery.helpers import (
     deliver,
+    delivered,
     greeted,
     message,
     scripted,
@@ -36,10 +37,6 @@ def refusal(reply: str, *recipients: str) -> str:
     """A host that says the same to every RCPT."""
     each = [(to, reply) for to in recipients]
     return OPENING + transaction(*each, pipelined=True, data="554 nobody")
-
-
-def delivered(*recipients: str) -> list[str]:
-    return [f"{recipient} delivered - final reply 250" for recipient in recipients]
 
 
 def tried(outcome) -> list[tuple[str | None, str, str]]:

@@ -11,18 +11,14 @@ from tests.delivery.helpers import (
     CONTENT,
     StreamedContent,
     deliver,
-    greeted,
     message,
+    opening,
     scripted,
     told,
     transaction,
 )
 
 A, B, C = "a@x.test", "b@x.test", "c@x.test"
-
-
-def opening(pipelined: bool, *extensions: str) -> str:
-    return greeted(*(["PIPELINING"] if pipelined else []), *extensions)
 
 
 async def attempt(script: str, *recipients: str, drip: bool = False, **more) -> list[str]:

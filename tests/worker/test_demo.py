@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import trio
 
 from engine.smtp.address import parse_mailbox
 from engine.worker import demo as demo_module
-from engine.worker.demo import _FAULTS, Gazette, letter
+from engine.worker.demo import _FAULTS, Gazette, letter, next_steps, python_command
 from engine.worker.exits import Exit
 from engine.worker.run import Manner
 
@@ -50,9 +51,30 @@ async def test_the_demonstration_ends_well_whatever_the_sink_refuses(monkeypatch
     assert "Sending 25 messages to 127.0.0.1:" in text
     assert " delivered  23  92.0 %" in text
     assert "550 5.1.1 no such user" in text
-    assert "python -m engine send --sender" in text
+    assert f"{python_command()} -m engine send" in text
     assert max(map(len, text.splitlines())) <= 80
     assert files.err.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("folder", "program", "on_path", "command"),
+    [
+        ("/home/ada", "/home/ada/.venv/bin/python", None, ".venv/bin/python"),
+        ("/home/ada", "/home/ada/.venv/bin/python", "/usr/bin/python", ".venv/bin/python"),
+        ("/home/ada", "/home/ada/.venv/bin/python", "/home/ada/.venv/bin/python", "python"),
+        ("/tmp", "/home/ada/.venv/bin/python", None, "/home/ada/.venv/bin/python"),
+        ("/tmp", "/home/ada b/python", None, "'/home/ada b/python'"),
+    ],
+)
+def test_the_commands_to_go_on_with_start_the_python_that_runs(
+    monkeypatch, folder, program, on_path, command
+):
+    monkeypatch.setattr(demo_module.Path, "cwd", lambda: Path(folder))
+    monkeypatch.setattr(demo_module.sys, "executable", program)
+    monkeypatch.setattr(demo_module.shutil, "which", {"python": on_path}.get)
+
+    assert python_command() == command
+    assert next_steps(python_command()).count(f"{command} -m engine") == 3
 
 
 async def test_the_sink_outlives_an_interrupt_and_ends_with_its_block(

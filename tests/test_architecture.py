@@ -24,12 +24,14 @@ VALUES = {
     "choices",
     "content",
     "errors",
+    "hints",
     "message",
     "nursery",
     "outcome",
     "outcomes",
     "paths",
     "route",
+    "security",
     "setting_types",
     "settings",
     "showing",
@@ -82,7 +84,9 @@ RUNTIME_DEPENDENCIES |= {"pydantic", "pydantic_core", "click", "rich"}
 UNMIRRORED = {"__init__", "__main__"}
 UNMIRRORED_MODULES = {
     "engine.errors",
+    "engine.hints",
     "engine.route",
+    "engine.security",
     "engine.smtp.errors",
 }
 

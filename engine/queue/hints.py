@@ -14,10 +14,11 @@ import time
 from collections import OrderedDict
 from contextlib import asynccontextmanager, suppress
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import trio
 
+from engine.hints import Hints
 from engine.queue.hints_file import (
     FORGOTTEN_SECONDS,
     MAX_KEY,
@@ -43,35 +44,6 @@ DEFAULT_MAX_ENTRIES: Final = 100_000
 DEFAULT_MAX_OCTETS: Final = 64 * 1024 * 1024
 
 _log = logging.getLogger("engine.queue")
-
-
-class Hints(Protocol):
-    """A bounded, expiring memory of octets by kind and key.
-
-    All methods are quick, belong to the thread that runs Trio and never raise because of where the
-    hints are kept.
-    """
-
-    def get(self, kind: str, key: str) -> bytes | None:
-        """Return the value, or `None` when there is none, it expired or it was lost."""
-        ...
-
-    def put(self, kind: str, key: str, value: bytes, *, seconds: float) -> None:
-        """Keep a value in place of the one before, as long as there is room.
-
-        What is too large to keep is not kept, and the value before it is forgotten: it is outdated.
-
-        Args:
-            kind: What sort of hint it is, of `MAX_KIND` characters or fewer.
-            key: What it is about, of `MAX_KEY` characters or fewer.
-            value: `MAX_VALUE` octets or fewer.
-            seconds: For how long it holds, `MAX_SECONDS` at most; 0 or less is `forget`.
-        """
-        ...
-
-    def forget(self, kind: str, key: str) -> None:
-        """Drop the value; no error where there is none."""
-        ...
 
 
 class MemoryHints(Hints):

@@ -72,9 +72,7 @@ class SmtpSession:
         )
         # There is no second connection to try again on: the first answer stands.
         attempt.lockstep = attempt.had_stale_connection = True
-        if not self._host.session.is_ready:
-            await self._host.make_ready()
-        await self._host.deliver(attempt)
+        await self._host.carry(_One(attempt))
         attempt.give_up(trio.current_time())
         return outcomes
 
@@ -86,6 +84,23 @@ class SmtpSession:
         """
         await self._host.session.send(*window)
         return await self._host.session.replies(len(window))
+
+
+class _One:
+    """A source of one attempt."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt: Attempt | None = attempt
+
+    def take(self) -> Attempt | None:
+        attempt, self._attempt = self._attempt, None
+        return attempt
+
+    async def wait(self) -> None:
+        """There is no more."""
+
+    def done(self, attempt: Attempt) -> None:
+        """Whom the host has not decided on is left to `SmtpSession.send`."""
 
 
 @asynccontextmanager

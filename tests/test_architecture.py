@@ -192,21 +192,21 @@ def is_false(node):
 
 def shields_without_deadline(tree):
     """Yield the lines where a scope is shielded with no deadline beside it."""
-    # A session's shield is bounded by the deadline of the reply it waits for; it says so there.
-    commit = {
+    # A session's shields get their deadline in the moment of cancellation; a test below holds that.
+    session = {
         inner
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef) and node.name == "Session"
         for method in node.body
-        if isinstance(method, ast.FunctionDef) and method.name == "commit"
+        if isinstance(method, ast.FunctionDef) and method.name == "__init__"
         for inner in ast.walk(method)
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             shields = [k for k in node.keywords if k.arg == "shield" and not is_false(k.value)]
-            if shields and not is_bounded(node):
+            if shields and not is_bounded(node) and node not in session:
                 yield node.lineno
-        elif isinstance(node, ast.Assign) and node not in commit and not is_false(node.value):
+        elif isinstance(node, ast.Assign) and not is_false(node.value):
             targets = [t for t in node.targets if isinstance(t, ast.Attribute)]
             if any(target.attr == "shield" for target in targets):
                 yield node.lineno
@@ -223,28 +223,30 @@ def test_every_shield_has_a_deadline(name):
         ("with trio.CancelScope(shield=True): ...", True),
         ("with trio.CancelScope(shield=it): ...", True),
         ("scope.shield = True", True),
-        ("class Pool:\n  def commit(self):\n    self.scope.shield = True", True),
+        ("class Pool:\n  def __init__(self):\n    self.scope = CancelScope(shield=True)", True),
         ("with trio.CancelScope(deadline=5, shield=True): ...", False),
         ("with trio.move_on_after(5, shield=True): ...", False),
         ("with move_on_at(5, shield=True): ...", False),
         ("scope.shield = False", False),
-        ("class Session:\n  def commit(self):\n    self.scope.shield = True", False),
+        ("class Session:\n  def __init__(self):\n    self.scope = CancelScope(shield=True)", False),
     ],
 )
 def test_a_shield_without_deadline_would_be_found(source, is_found):
     assert bool(list(shields_without_deadline(ast.parse(source)))) is is_found
 
 
-def test_the_one_shield_of_a_session_says_what_bounds_it():
+def test_a_cancelled_session_bounds_its_shield():
     (session,) = [
         node
         for node in ast.walk(tree_of("engine.delivery.session"))
         if isinstance(node, ast.ClassDef) and node.name == "Session"
     ]
-    (commit,) = [
-        node for node in session.body if isinstance(node, ast.FunctionDef) and node.name == "commit"
+    (cancelled,) = [
+        node
+        for node in session.body
+        if isinstance(node, ast.FunctionDef) and node.name == "_cancelled"
     ]
-    assert "bound of this shield" in " ".join((ast.get_docstring(commit) or "").split())
+    assert "self._conversing.deadline =" in ast.unparse(cancelled)
 
 
 # -- cancellation -------------------------------------------------------------------------------

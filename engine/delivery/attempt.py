@@ -7,7 +7,7 @@ remembers what every host made of every recipient, and settles each of them exac
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from engine.delivery.verdict import Verdict, ours
 from engine.outcome import NO_FEATURES, NO_TIMINGS, Cause, Outcome, Status, Timings, Tried
@@ -23,6 +23,27 @@ if TYPE_CHECKING:
     from engine.route import Candidate
 
 
+class Carriage(NamedTuple):
+    """What the recipients of one transaction have in common.
+
+    Attributes:
+        peer: The host, if it came to that.
+        features: What was in force on the connection.
+        transaction: Its number on the connection, `None` where none was begun.
+        timings: How long it took; route and total are each recipient's own.
+        transcript: The dialogue, where it was asked for.
+    """
+
+    peer: Peer | None = None
+    features: Features = NO_FEATURES
+    transaction: int | None = None
+    timings: Timings = NO_TIMINGS
+    transcript: tuple[str, ...] | None = None
+
+
+_NO_CARRIAGE: Final = Carriage()
+
+
 class Attempt:
     """One message on its way to one site.
 
@@ -35,6 +56,10 @@ class Attempt:
         redo: A candidate to ask again on a new connection, before the walk goes on; costs nothing.
         had_stale_connection: A reused connection turned out to be dead before anything was
             answered; that happens once at the attempt's cost of nothing.
+        jobs: How many of its transactions are begun, or to be begun, at the present host.
+        returns: Whom the present host has not decided on is to be asked there once more, over
+            another connection and at no cost.
+        setback: What a session that was lost made of all it was asked for, where that was nothing.
     """
 
     __slots__ = (
@@ -44,10 +69,13 @@ class Attempt:
         "_settle",
         "_submitted_at",
         "had_stale_connection",
+        "jobs",
         "lockstep",
         "message",
         "recipients",
         "redo",
+        "returns",
+        "setback",
         "waiting",
         "walk",
     )
@@ -77,6 +105,9 @@ class Attempt:
         self.lockstep = False
         self.redo: Candidate | None = None
         self.had_stale_connection = False
+        self.jobs = 0
+        self.returns = False
+        self.setback: Verdict | None = None
         self._settle = settle
         self._submitted_at = submitted_at
         self._route_seconds = route_seconds
@@ -107,19 +138,17 @@ class Attempt:
         self._asked_here.clear()
         self.lockstep = False
 
+    def begin_here(self) -> None:
+        """Begin over another connection to the present host."""
+        self.jobs = 0
+        self.returns = False
+        self.setback = None
+
     def report(
-        self,
-        index: int,
-        verdict: Verdict,
-        now: float,
-        *,
-        peer: Peer | None = None,
-        features: Features = NO_FEATURES,
-        transaction: int | None = None,
-        timings: Timings = NO_TIMINGS,
-        transcript: tuple[str, ...] | None = None,
+        self, index: int, verdict: Verdict, now: float, carriage: Carriage = _NO_CARRIAGE
     ) -> None:
         """Take a host's verdict on one recipient: settle it, or remember it for the next host."""
+        peer, features, transaction, timings, transcript = carriage
         _, connect, tls, hello, in_transaction, _ = timings
         outcome = Outcome(
             message=self.message.id,
@@ -147,10 +176,10 @@ class Attempt:
             self.waiting.remove(index)
             self._settle(outcome)
 
-    def report_all(self, verdict: Verdict, now: float, *, peer: Peer | None = None) -> None:
+    def report_all(self, verdict: Verdict, now: float, carriage: Carriage = _NO_CARRIAGE) -> None:
         """Take one verdict for everybody the present host has not decided on."""
         for index in list(self.unasked):
-            self.report(index, verdict, now, peer=peer)
+            self.report(index, verdict, now, carriage)
 
     def give_up(self, now: float) -> None:
         """Settle everybody who is left: there is no host to go on to."""

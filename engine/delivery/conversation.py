@@ -41,7 +41,7 @@ async def set_up(
             return answer
         return await _hello(session, Kind.HELO, name)
     except SessionLost as ending:
-        return lost(ending, is_pipelined=False, is_content_written=False)
+        return lost(ending, ending.command, is_pipelined=False, is_content_written=False)
 
 
 async def _hello(session: Session, kind: Kind, name: str) -> Capabilities | Trouble:

@@ -1,28 +1,34 @@
-"""A session with one host that messages are delivered over, one mail transaction after another.
+"""A session with one host that messages are delivered over, several at a time where the host likes it.
 
-It says hello once, runs the transactions that an attempt needs here, and reports every verdict to
-the attempt.  Where the messages come from, and what happens to those that are not done here, is the
-caller's: a pool's visit, or `open_session`.
+It says hello once, takes messages from a source for as long as there are any, runs their mail
+transactions, and reports every verdict to the attempt.  Where the messages come from, and what
+happens to those that are not done here, is the source's: a pool's visit, or `open_session`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections import deque
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import trio
 
+from engine.delivery.attempt import Carriage
 from engine.delivery.conversation import say_quit, set_up
 from engine.delivery.envelope import build, refuse
-from engine.delivery.transfer import Transfer
-from engine.delivery.verdict import Trouble, judge
-from engine.outcome import Cause, Features, Peer, Status, Timings
+from engine.delivery.session import SessionLost
+from engine.delivery.transaction import Due, Manner, Transaction
+from engine.delivery.verdict import Trouble, judge, ours
+from engine.outcome import Cause, Features, Peer, Scope, Status, Timings
 from engine.report import events
 from engine.smtp.capabilities import NO_CAPABILITIES
-from engine.smtp.command import RSET
+from engine.smtp.command import ENDS_OF_CONTENT, RSET, content
+from engine.smtp.content import DotStuffer
+from engine.smtp.errors import ContentError
+from engine.smtp.stages import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from collections.abc import Set as AbstractSet
 
     from engine.delivery.attempt import Attempt
     from engine.delivery.session import Session
@@ -32,6 +38,76 @@ if TYPE_CHECKING:
     from engine.net.facts import ConnectionFacts
     from engine.report.transcript import Transcript
     from engine.settings import Settings
+    from engine.smtp.command import Command
+    from engine.smtp.connection import Answered
+
+
+class Source(Protocol):
+    """Where a session's work comes from, and where it goes when it is done here."""
+
+    def take(self) -> Attempt | None:
+        """Return the next attempt to begin now, `None` where there is none."""
+        ...
+
+    async def wait(self) -> Attempt | None:
+        """Wait for the next attempt; `None` when the connection is no longer needed."""
+        ...
+
+    def done(self, attempt: Attempt) -> None:
+        """Take an attempt back that has nothing left to do here.
+
+        Whom this host has not decided on goes to the next one, or with `Attempt.returns` set to
+        this one again, over another connection.
+        """
+        ...
+
+
+class _Job(NamedTuple):
+    """What one transaction is for."""
+
+    attempt: Attempt
+    group: Sequence[int]
+
+
+class _Flight:
+    """A transaction that was begun and is not over.
+
+    Attributes:
+        attempt: Whose it is.
+        group: For whom of its recipients.
+        transaction: What is said and heard.
+        number: Which transaction of the connection, from 1.
+        started: When it began, by Trio's clock.
+        content: Which content of the session is its, from 1; 0 while none was sent.
+        octets_before: Octets of content written before it.
+    """
+
+    __slots__ = (
+        "attempt",
+        "content",
+        "group",
+        "number",
+        "octets_before",
+        "started",
+        "transaction",
+    )
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        group: Sequence[int],
+        transaction: Transaction,
+        number: int,
+        started: float,
+        octets_before: int,
+    ) -> None:
+        self.attempt = attempt
+        self.group = group
+        self.transaction = transaction
+        self.number = number
+        self.started = started
+        self.content = 0
+        self.octets_before = octets_before
 
 
 _NOBODY: Final[frozenset[int]] = frozenset()
@@ -70,11 +146,18 @@ class HostSession:
         self._recorder = shared.recorder
         self._events = shared.events
         self._clock = shared.clock
+        self._now = trio.lowlevel.current_clock().current_time
         self._transcript = transcript
         self._mark = 0
         self._is_set_up = False
         self._connect_seconds = facts.connect_seconds
         self._hello_seconds = 0.0
+        self._manner = Manner()
+        self._depth = 1
+        self._todo: deque[_Job] = deque()
+        self._flying: deque[_Flight] = deque()
+        self._window: list[Command] = []
+        self._contents = 0
 
     # -- the session ------------------------------------------------------------------------
 
@@ -100,6 +183,7 @@ class HostSession:
             fast_open=features.fast_open,
             proxy=features.proxy,
         )
+        self._manner = Manner(self.features.pipelining)
         self._is_set_up = True
         if self._transcript is not None:
             self._mark = self._transcript.mark()
@@ -119,6 +203,8 @@ class HostSession:
     async def make_ready(self) -> bool:
         """Make the session ready for MAIL, if it can be; RSET only where a transaction is open."""
         session = self.session
+        if session.is_ready:
+            return True
         if session.is_transaction_open:
             await session.send(RSET)
             await session.replies(1)
@@ -137,141 +223,286 @@ class HostSession:
             return name
         return f"[IPv6:{address}]" if address and ":" in address else f"[{address}]"
 
-    # -- one message ------------------------------------------------------------------------
+    # -- the work ---------------------------------------------------------------------------
 
-    async def deliver(self, attempt: Attempt) -> bool:
-        """Run transactions until this host has decided on everybody it can decide on.
+    async def carry(self, source: Source) -> None:
+        """Deliver what the source gives, until there is no more or the connection is of no use.
 
-        Returns:
-            Whether whom it has not decided on deserves another connection to it, at no cost.
+        On return nothing is in flight, and the source has back all that it gave.
         """
-        message, settings, session = attempt.message, self._settings, self.session
+        session = self.session
+        while True:
+            await self._fill(source)
+            if self._window:
+                window, self._window = self._window, []
+                await session.send(*window)
+            if not self._flying:
+                if self._todo or not self._may_go_on or not await self._wait_for_work(source):
+                    break
+                continue
+            if self._flying[0].transaction.due is Due.CONTENT:
+                await self._send_content(self._flying[0], source)
+                continue
+            answers = await session.hear()
+            if not answers:
+                self._lose(source)
+                break
+            for answer in answers:
+                self._hear(answer, source)
+        self._give_back(source)
+
+    async def _wait_for_work(self, source: Source) -> bool:
+        if self.transactions and not self.did_last_succeed:
+            return False  # after a refusal there is no reason to keep the server waiting
+        attempt = await source.wait()
+        if attempt is None:
+            return False
+        self._unpack(attempt, source)
+        return True
+
+    @property
+    def _may_go_on(self) -> bool:
+        if not self.transactions:
+            # Also over a connection that is gone: who came with it is owed a verdict.
+            return True
+        return self.session.is_usable and not self.is_used_up
+
+    async def _fill(self, source: Source) -> None:
+        """Begin the transactions that may begin now."""
+        while self._may_begin:
+            while not self._todo:
+                attempt = source.take()
+                if attempt is None:
+                    return
+                self._unpack(attempt, source)
+            # A refused RSET gives the connection up, not the message.
+            if self.transactions and not self._flying and not await self.make_ready():
+                return
+            self._begin(self._todo.popleft())
+
+    @property
+    def _may_begin(self) -> bool:
+        flying = self._flying
+        if not flying:
+            return self._may_go_on
+        return (
+            len(flying) < self._depth
+            and flying[-1].transaction.is_sent
+            and not self.is_used_up
+            and self.session.is_usable
+        )
+
+    def _unpack(self, attempt: Attempt, source: Source) -> None:
+        """Make an attempt's recipients into jobs, as many as a transaction may have in each."""
+        attempt.begin_here()
+        message = attempt.message
         problem = refuse(message, attempt.recipients, self.offered, self.peer)
         if problem is not None:
             self.report_all(attempt, problem)
-            return False
-        limit = settings.max_recipients_per_transaction
-        while unasked := attempt.unasked:
-            # A connection that never carried anything owes this message a verdict of its own.
-            if self.transactions and not (session.is_ready or await self.make_ready()):
-                return True
-            if self.is_used_up:
-                return True
-            group = unasked[:limit] if limit else list(unasked)
-            recipients: Sequence[Recipient] = attempt.recipients
-            if len(group) < len(recipients):
-                recipients = [recipients[index] for index in group]
-            envelope = build(message, recipients, self.offered, settings.size_addition)
-            transfer = Transfer(
-                session, envelope, message.content, self.peer, pipelining=self.features.pipelining
-            )
-            started = self._begin(message.id, len(group))
-            await transfer.run()
-            self._recorder.content_sent(transfer.content_octets)
-            if self._weigh(attempt, group, transfer, started):
-                return True
-            if not session.is_usable:
-                return False
-        return False
+            source.done(attempt)
+            return
+        group = tuple(attempt.unasked)
+        limit = self._settings.max_recipients_per_transaction
+        if not limit or len(group) <= limit:
+            attempt.jobs += 1
+            self._todo.append(_Job(attempt, group))
+            return
+        for start in range(0, len(group), limit):
+            attempt.jobs += 1
+            self._todo.append(_Job(attempt, group[start : start + limit]))
 
-    def _begin(self, message: str, recipients: int) -> float:
-        self.transactions += 1
+    def _begin(self, job: _Job) -> None:
+        attempt, group = job
+        message = attempt.message
+        recipients: Sequence[Recipient] = attempt.recipients
+        if len(group) < len(recipients):
+            recipients = [recipients[place] for place in group]
+        envelope = build(message, recipients, self.offered, self._settings.size_addition)
+        transaction = Transaction(envelope, message.content, self.peer, self._manner)
+        self.transactions = number = self.transactions + 1
         self._recorder.transaction_started()
         if self._events.is_watched:
-            self.publish(events.TransactionStarted, message, recipients, self.transactions)
-        return trio.current_time()
+            self.publish(events.TransactionStarted, message.id, len(group), number)
+        octets = self.session.content_octets
+        flight = _Flight(attempt, group, transaction, number, self._now(), octets)
+        self._flying.append(flight)
+        self._say(flight, transaction.begin())
 
-    def _weigh(
-        self, attempt: Attempt, group: Sequence[int], transfer: Transfer, started: float
-    ) -> bool:
-        """Report what became of a group; return whether the rest deserves another connection."""
-        session = self.session
-        if session.is_usable and not transfer.again and not transfer.doubtful:
-            self._report(attempt, group, transfer, _NOBODY, started)
-            return False
-        if self._was_stale(transfer) and not attempt.had_stale_connection:
-            # The connection had died before; this message just found out.
-            attempt.had_stale_connection = True
-            return True
-        again = {group[place] for place in transfer.again} if session.is_usable else set[int]()
-        is_doubtful = bool(transfer.doubtful) and not attempt.lockstep
-        if is_doubtful:
-            attempt.lockstep = True
-            again |= {group[place] for place in transfer.doubtful}
-        self._report(attempt, group, transfer, again, started)
-        if is_doubtful or session.is_usable or not attempt.unasked:
-            return is_doubtful
-        # The session was lost before everybody was asked.
-        verdicts = [verdict for verdict in transfer.verdicts if verdict is not None]
-        if all(verdict.may_go_on for verdict in verdicts):
-            # Nothing was achieved here; another connection would hardly achieve more.
-            self.report_all(attempt, verdicts[-1])
-            return False
-        return True
+    def _say(self, flight: _Flight, commands: Sequence[Command]) -> None:
+        self._window += commands
+        if commands[-1].kind in ENDS_OF_CONTENT:
+            self._contents += 1
+            flight.content = self._contents
 
-    def _was_stale(self, transfer: Transfer) -> bool:
+    def _hear(self, answer: Answered, source: Source) -> None:
+        flight = self._flying[0]
+        transaction = flight.transaction
+        commands = transaction.hear(answer)
+        if commands:
+            self._say(flight, commands)
+        if transaction.due is Due.NOTHING:
+            self._land(self._flying.popleft(), source)
+        if not self.session.is_usable and answer.reply.code == 421:
+            # It was said to one and is meant for all: nothing behind it will be answered.
+            while self._flying:
+                flight = self._flying.popleft()
+                flight.transaction.close(answer)
+                self._land(flight, source)
+
+    async def _send_content(self, flight: _Flight, source: Source) -> None:
+        """Send a content that is read while it is sent."""
+        session, stuffer = self.session, DotStuffer()
+        try:
+            async with aclosing(flight.attempt.message.content.chunks()) as chunks:
+                async for chunk in chunks:
+                    if session.has_answers or not session.is_usable:
+                        break  # refused or lost midway: the reply, or its absence, tells
+                    await session.send(content(stuffer.feed(chunk), is_last=False))
+                else:
+                    self._contents += 1
+                    flight.content = self._contents
+                    await session.send(content(stuffer.finish()))
+            flight.transaction.streamed()
+        except (OSError, ContentError) as error:
+            # Our fault: the content stays unfinished, and the connection with it.
+            session.abandon()
+            text = f"the content could not be read: {error}"
+            flight.transaction.give_up(ours(Status.DEFERRED, Cause.IO, Stage.CONTENT, text))
+            self._land(self._flying.popleft(), source)
+
+    # -- what became of it ------------------------------------------------------------------
+
+    def _land(self, flight: _Flight, source: Source) -> None:
+        """Report what became of a transaction, and see whether its attempt has more to do here."""
+        attempt, transaction, session = flight.attempt, flight.transaction, self.session
+        self._recorder.content_sent(session.content_octets - flight.octets_before)
+        attempt.jobs -= 1
+        if transaction.again or transaction.doubtful or not session.is_usable:
+            self._report(flight, self._sort_out(flight))
+        else:
+            self._report(flight, _NOBODY)
+        if not attempt.jobs:
+            source.done(attempt)
+
+    def _sort_out(self, flight: _Flight) -> set[int]:
+        """Return who is asked once more, and see to it."""
+        attempt, transaction, group = flight.attempt, flight.transaction, flight.group
+        again: set[int] = set()
+        if not self.session.is_usable:
+            verdicts = [verdict for verdict in transaction.verdicts if verdict is not None]
+            if all(verdict.may_go_on for verdict in verdicts):
+                attempt.setback = verdicts[-1]
+        elif transaction.again:
+            again = {group[place] for place in transaction.again}
+            attempt.jobs += 1
+            self._todo.appendleft(_Job(attempt, sorted(again)))
+        if transaction.doubtful and (attempt.returns or not attempt.lockstep):
+            again |= {group[place] for place in transaction.doubtful}
+            attempt.lockstep = attempt.returns = True
+            self._drop_jobs_of(attempt)
+        return again
+
+    def _drop_jobs_of(self, attempt: Attempt) -> None:
+        """Begin nothing more for an attempt that is to be asked over another connection."""
+        kept = [job for job in self._todo if job.attempt is not attempt]
+        attempt.jobs -= len(self._todo) - len(kept)
+        self._todo = deque(kept)
+
+    def _lose(self, source: Source) -> None:
+        """The session ended with transactions in flight."""
+        session, is_oldest = self.session, True
+        ending = session.loss or SessionLost(Cause.CLOSED, None)
+        while self._flying:
+            flight = self._flying.popleft()
+            attempt, transaction = flight.attempt, flight.transaction
+            is_written = 0 < flight.content <= session.contents_written
+            if self._was_stale(transaction, is_written) and not attempt.had_stale_connection:
+                # The connection had died before; this message just found out.
+                attempt.had_stale_connection = attempt.returns = True
+                attempt.jobs -= 1
+                if not attempt.jobs:
+                    source.done(attempt)
+            else:
+                transaction.lose(
+                    ending,
+                    is_oldest=is_oldest,
+                    is_content_written=is_written,
+                    octets=session.content_octets - flight.octets_before,
+                )
+                self._land(flight, source)
+            is_oldest = False
+
+    def _was_stale(self, transaction: Transaction, is_written: bool) -> bool:
         """Whether a reused connection turned out to be gone before anything was answered."""
         loss = self.session.loss
         return (
             loss is not None
             and self.transactions > 1
             and loss.cause is Cause.CLOSED
-            and not transfer.was_heard
-            and not transfer.is_content_written
+            and not transaction.was_heard
+            and not is_written
         )
+
+    def _give_back(self, source: Source) -> None:
+        """Give back what was not begun: it deserves another connection, unless this one told all."""
+        while self._todo:
+            attempt = self._todo[0].attempt
+            self._drop_jobs_of(attempt)
+            if attempt.setback is None:
+                attempt.returns = True
+            else:
+                # Nothing was achieved here; another connection would hardly achieve more.
+                self.report_all(attempt, attempt.setback)
+            source.done(attempt)
+
+    def break_off(self, cause: Cause) -> None:
+        """Account for an end of our own making with transactions in flight.
+
+        Whose content has left may have been accepted: they are `unknown`, never merely deferred.
+        Everybody else is left to whoever holds the attempts.
+        """
+        text = f"{self.peer}: the reply to the content was not waited for"
+        verdict = ours(Status.UNKNOWN, cause, Stage.FINAL, text)._replace(scope=Scope.MESSAGE)
+        for flight in self._flying:
+            if 0 < flight.content <= self.session.contents_written:
+                flight.transaction.give_up(verdict)
+                self._report(flight, _NOBODY)
+        self._flying.clear()
 
     # -- reporting --------------------------------------------------------------------------
 
-    def _report(
-        self,
-        attempt: Attempt,
-        group: Sequence[int],
-        transfer: Transfer,
-        again: AbstractSet[int],
-        started: float,
-    ) -> None:
+    def _report(self, flight: _Flight, asked_again: set[int] | frozenset[int]) -> None:
         """Hand everybody's verdict on, but for those who are asked again."""
-        now = trio.current_time()
-        timings = self._timings(now - started)
-        transcript = self._take_transcript()
+        now = self._now()
+        attempt = flight.attempt
+        carriage = Carriage(
+            self.peer,
+            self.features,
+            flight.number,
+            self._timings(now - flight.started, flight.number),
+            self._take_transcript() if self._transcript is not None else None,
+        )
         self.did_last_succeed = False
-        for index, verdict in zip(group, transfer.verdicts, strict=True):
-            if verdict is None or index in again:
+        for place, verdict in zip(flight.group, flight.transaction.verdicts, strict=True):
+            if verdict is None or place in asked_again:
                 continue
             if verdict.status is Status.DELIVERED:
                 self.did_last_succeed = True
-            attempt.report(
-                index,
-                verdict,
-                now,
-                peer=self.peer,
-                features=self.features,
-                transaction=self.transactions,
-                timings=timings,
-                transcript=transcript,
-            )
+            attempt.report(place, verdict, now, carriage)
 
     def report_all(self, attempt: Attempt, verdict: Verdict) -> None:
         """Give everybody this host has not decided on the same verdict; no transaction did it."""
-        timings, transcript = self._timings(0.0), self._take_transcript()
+        timings = self._timings(0.0, self.transactions)
+        carriage = Carriage(self.peer, self.features, None, timings, self._take_transcript())
         self.did_last_succeed = False
-        for index in list(attempt.unasked):
-            attempt.report(
-                index,
-                verdict,
-                trio.current_time(),
-                peer=self.peer,
-                features=self.features,
-                timings=timings,
-                transcript=transcript,
-            )
+        attempt.report_all(verdict, self._now(), carriage)
 
-    def _timings(self, transaction: float) -> Timings:
+    def _timings(self, seconds: float, number: int) -> Timings:
         """Return the times of a transaction; the connection's first one also bears its set-up."""
-        if self.transactions > 1:
-            return Timings(transaction=transaction)
+        if number > 1:
+            return Timings(transaction=seconds)
         return Timings(
-            connect=self._connect_seconds, hello=self._hello_seconds, transaction=transaction
+            connect=self._connect_seconds, hello=self._hello_seconds, transaction=seconds
         )
 
     def _take_transcript(self) -> tuple[str, ...] | None:

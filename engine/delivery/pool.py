@@ -98,7 +98,6 @@ class SitePool:
         self._in_transit: set[DeliveryTask] = set()
         self._connections = 0
         self._turns = 0
-        self._sessions: set[Session] = set()
         self._nursery: trio.Nursery | None = None
         self._is_patient = False
         self._is_draining = False
@@ -165,14 +164,10 @@ class SitePool:
         self._publish(SiteOpened)
         try:
             async with trio.open_nursery() as self._nursery:
-                try:
-                    self._grow()
-                    await self._wait_quiet()
-                    on_closed(self)
-                    self._nursery.cancel_scope.cancel()  # patience alone may be left
-                finally:
-                    for session in self._sessions:
-                        session.hurry(self.shared.grace)
+                self._grow()
+                await self._wait_quiet()
+                on_closed(self)
+                self._nursery.cancel_scope.cancel()  # patience alone may be left
         finally:
             self._nursery = None
             cancelled = ours(
@@ -332,14 +327,6 @@ class SitePool:
     def arrived(self, task: DeliveryTask) -> None:
         """Account for a task that has said hello to one, or will not get there."""
         self._in_transit.discard(task)
-
-    def joined(self, session: Session) -> None:
-        """Account for a session that was opened."""
-        self._sessions.add(session)
-
-    def left(self, session: Session) -> None:
-        """Account for a session that is closed."""
-        self._sessions.discard(session)
 
     # -- decisions --------------------------------------------------------------------------
 

@@ -8,10 +8,13 @@ long list of recipients, and a refusal is seen while content is still being writ
 
 The reader keeps the one deadline that a whole reply has, however it drips; the writer keeps the one
 for each block written.  What a peer may do raises in neither: it ends the session, and the
-conversation learns how from `SessionLost`.
+conversation learns how from `SessionLost`.  Both channels are bounded.
 
-Both channels are bounded.  If the conversation is cancelled the stream is closed as it is: a
-content that was not written to its end stays unfinished, so the peer cannot have accepted it.
+Cancellation comes in at one place.  Conversation and reader are shielded; the writer is not, and
+when it is cancelled it looks at what is *at stake*: contents that have left to their last octet and
+have no reply yet.  With none, all ends at once: a content that was not written to its end stays
+unfinished, so the peer cannot have accepted it.  Otherwise the session goes on until those replies
+have come, but no longer than its grace.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from engine.smtp.stages import Stage
 from engine.smtp.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from engine.net.stream import ByteStream
     from engine.smtp.reply import Reply
@@ -45,8 +48,12 @@ _CHANNEL_ITEMS: Final = 8
 _BLOCK_OCTETS: Final = 64 * 1024
 #: After a failed write the peer may have told why; its last words are awaited this many seconds.
 _LAST_WORDS: Final = 2.0
+#: Beyond its grace a cancelled session is not waited for, whatever it is doing.
+_PARTING: Final = 1.0
 
 Window = tuple[Command, ...]
+#: Replies with what they answer, and how many contents have had their reply with them.
+Run = tuple[list[Answered], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +113,8 @@ class Session:
 
     Attributes:
         loss: How the session ended, once it has.
-        contents_written: How many contents have left to their last octet.
+        contents_sent: How many contents were put in windows to their end.
+        contents_written: How many of them have left to their last octet, or may have.
         content_octets: Octets of content written to the peer, as they go on the wire.
         when_over: Called once when the session is lost; for whoever keeps it idle.
     """
@@ -118,8 +126,10 @@ class Session:
         *,
         scribe: Scribe | None = None,
         early: bool = False,
+        grace: float = 0.0,
     ) -> None:
         self.loss: SessionLost | None = None
+        self.contents_sent = 0
         self.contents_written = 0
         self.content_octets = 0
         self.when_over: Callable[[], None] | None = None
@@ -128,19 +138,25 @@ class Session:
         self._connection = ClientConnection(early=early)
         self._block_timeout = timeouts.data
         self._timeout_of = timeouts.of_kinds()
+        self._grace = grace
         self._windows_in, self._windows = trio.open_memory_channel[Window](_CHANNEL_ITEMS)
-        self._replies_in, self._replies = trio.open_memory_channel[list[Answered]](_CHANNEL_ITEMS)
+        self._replies_in, self._replies = trio.open_memory_channel[Run](_CHANNEL_ITEMS)
         self._is_writing = False  # the writer task has what the kernel would not take
-        self._unwritten: tuple[Window, bytes, int] = ((), b"", 0)
+        self._unwritten: _Parcel | None = None
         self._needed = trio.Event()
         self._answers: deque[Answered] = deque()
+        self._now = trio.lowlevel.current_clock().current_time
         self._due = math.inf  # when the oldest owed reply is late
         self._latest = math.inf  # when any reply is
-        self._reading = trio.CancelScope()
+        self._watch = trio.CancelScope()
         self._writing = trio.CancelScope()
         self._write_error = ""
         self._resumed = trio.Event()
-        self._scope: trio.CancelScope | None = None
+        self._is_cancelled = False
+        self._contents_heard = 0  # contents whose reply the conversation has
+        # Both end with the block, or when nothing is at stake any more; see `_cancelled`.
+        self._conversing = trio.CancelScope(shield=True)
+        self._reading = trio.CancelScope(shield=True)
 
     # -- for the conversation ---------------------------------------------------------------
 
@@ -184,9 +200,6 @@ class Session:
         if not self.is_usable:
             return
         if not self._is_writing:
-            if _ends_content(window[-1]):
-                # If reader and writer are being cancelled already, it is too late to commit.
-                await trio.lowlevel.checkpoint_if_cancelled()
             # The channel is empty: what goes in comes out at once, without a task switch.
             self._windows_in.send_nowait(window)
             self._drain()
@@ -196,41 +209,37 @@ class Session:
         except trio.BrokenResourceError:
             return
 
+    async def hear(self) -> list[Answered]:
+        """Wait for replies, and return those that came, with what they answer, in order.
+
+        Empty when no more will come: the session was lost, and `loss` tells how, or the last one
+        was a 421, after which the peer answers nothing.
+        """
+        if self._answers:
+            answers = list(self._answers)
+            self._answers.clear()
+            return answers
+        return await self._receive_run()
+
     async def reply(self) -> Answered:
         """Return the next reply with the command it answers.
 
         Raises:
             SessionLost: There will be none.
         """
-        answers = self._answers
+        answers = await self.replies(1)
         if not answers:
-            try:
-                answers.extend(await self._replies.receive())
-            except trio.EndOfChannel:
-                raise self.loss or SessionLost(Cause.CLOSED, None) from None
-        return answers.popleft()
+            raise self.loss or SessionLost(Cause.CLOSED, None)
+        return answers[0]
 
     async def replies(self, count: int) -> list[Answered]:
-        """Return the replies to a whole window, in order.
-
-        Fewer than `count` when no more will come: the session was lost, and `loss` tells how, or
-        the last one is a 421, after which the peer answers nothing.
-        """
+        """Return the next replies, in order; fewer than `count` as `hear` says."""
         answers = self._answers
-        if not answers and self._may_hear_more:
-            with suppress(trio.EndOfChannel):
-                run = await self._replies.receive()
-                if len(run) == count:
-                    return run  # all at once, which is the rule
-                answers.extend(run)
         while len(answers) < count:
-            try:
-                if self._may_hear_more:
-                    answers.extend(await self._replies.receive())
-                else:
-                    answers.extend(self._replies.receive_nowait())
-            except (trio.EndOfChannel, trio.WouldBlock):
+            run = await self._receive_run()
+            if not run:
                 break
+            answers.extend(run)
         return [answers.popleft() for _ in range(min(count, len(answers)))]
 
     async def exchange(self, *window: Command) -> list[Answered]:
@@ -242,30 +251,23 @@ class Session:
         await self.send(*window)
         return [await self.reply() for _ in window]
 
-    @property
-    def _may_hear_more(self) -> bool:
-        """Whether a reply is worth waiting for: behind a failed write, last words may still come."""
-        return not self._connection.is_spoiled or bool(self._write_error)
-
-    def commit(self) -> None:
-        """Keep cancellation away while the fate of a content hangs on one reply.
-
-        Done before the last octet of a content is handed to the kernel.  From there on the peer may
-        accept, and only its reply tells; so the session outlives a cancelled parent until that
-        reply came or its deadline passed.  That deadline (`Timeouts.final`, or what `hurry` left of
-        it) is the bound of this shield.  Whoever heard the reply calls `release`.
-        """
-        if self._scope is not None:
-            self._scope.shield = True
-
-    def release(self) -> None:
-        """End what `commit` began; a cancellation that waited arrives at the next checkpoint."""
-        if self._scope is not None:
-            self._scope.shield = False
+    async def _receive_run(self) -> list[Answered]:
+        try:
+            # Behind a failed write, last words may still come.
+            if self._write_error or not self._connection.is_spoiled:
+                run = await self._replies.receive()
+            else:
+                run = self._replies.receive_nowait()
+        except (trio.EndOfChannel, trio.WouldBlock):
+            return []
+        answers, self._contents_heard = run
+        if self._is_cancelled:
+            self._let_cancellation_in()
+        return answers
 
     def hurry(self, seconds: float) -> None:
         """Wait for replies at most this many seconds from now; nothing makes it longer again."""
-        self._latest = min(self._latest, trio.current_time() + seconds)
+        self._latest = min(self._latest, self._now() + seconds)
         self._due = min(self._due, self._latest)
         self._watch_due()
 
@@ -283,63 +285,71 @@ class Session:
         window = self._windows.receive_nowait()
         connection = self._connection
         was_owed = connection.owed
-        octets = connection.send_window(window)
+        parcel = _Parcel(window, connection.send_window(window))
         if self._scribe is not None:
             self._note(window)
-        ends_content = _ends_content(window[-1])
-        if ends_content:
-            self.commit()
+        self.contents_sent += len(parcel.ends)
         try:
-            sent = self._stream.send_nowait(octets)
+            sent = self._stream.send_nowait(parcel.octets)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._write_failed(_reason(error) or "write failed")
             return
-        if sent < len(octets):
+        if sent < len(parcel.octets):
             self._is_writing = True
-            self._unwritten = (window, octets, sent)
+            self._unwritten = parcel
             self._needed.set()
-            self.release()
-        elif window[0].kind in _CONTENT_KINDS:
-            self._written(window)
-            return
-        if not was_owed or ends_content:
+        if parcel.has_content:
+            self._written(parcel, sent)
+        else:
+            parcel.sent = sent
+        if not was_owed:
             self._arm()
 
     async def _write(self) -> None:
-        with self._windows, self._writing:
-            while True:
-                await self._needed.wait()
-                self._needed = trio.Event()
-                try:
-                    await self._write_rest(*self._unwritten)
-                except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                    self._write_failed(_reason(error) or "write failed")
-                    return
-                except trio.TooSlowError:
-                    self._lose(Cause.TIMEOUT, "a block was not taken in time")
-                    return
-                with suppress(trio.WouldBlock):
-                    while not self._is_writing and self.is_usable:
-                        await trio.lowlevel.checkpoint_if_cancelled()
-                        self._drain()
+        try:
+            with self._windows, self._writing:
+                while True:
+                    await self._needed.wait()
+                    self._needed = trio.Event()
+                    try:
+                        assert self._unwritten is not None
+                        await self._write_rest(self._unwritten)
+                    except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                        self._write_failed(_reason(error) or "write failed")
+                        break
+                    except trio.TooSlowError:
+                        self._lose(Cause.TIMEOUT, "a block was not taken in time")
+                        break
+                    with suppress(trio.WouldBlock):
+                        while not self._is_writing and self.is_usable:
+                            await trio.lowlevel.checkpoint_if_cancelled()
+                            self._drain()
+            await trio.sleep_forever()  # there is nothing to write, but cancellation to watch for
+        except trio.Cancelled:
+            self._cancelled()
+            raise
 
-    async def _write_rest(self, window: Window, octets: bytes, sent: int) -> None:
-        rest, end = memoryview(octets), len(octets)
-        # A content's last octet goes alone: while it is here nothing can have been accepted, and
-        # to be cancelled is safe.
-        last = end - 1 if _ends_content(window[-1]) else end
-        while sent < end:
-            if sent == last:
+    async def _write_rest(self, parcel: _Parcel) -> None:
+        octets = memoryview(parcel.octets)
+        while parcel.sent < len(octets):
+            end = parcel.next_end
+            if parcel.sent == end - 1:
+                # A content's last octet goes alone: while it is here nothing can have been
+                # accepted, and to be cancelled is safe.
                 await trio.lowlevel.checkpoint_if_cancelled()
-                self.commit()
-            block = rest[sent : min(sent + _BLOCK_OCTETS, last if sent < last else end)]
+                self._written(parcel, end)
+                block = octets[end - 1 : end]
+            else:
+                stop = min(parcel.sent + _BLOCK_OCTETS, end - 1)
+                block = octets[parcel.sent : stop]
             with trio.fail_after(self._block_timeout):
                 await self._stream.send_all(block)
-            sent += len(block)
-        self._is_writing, self._unwritten = False, ((), b"", 0)
-        self._written(window)
+            if parcel.sent < end:
+                self._written(parcel, parcel.sent + len(block))
+        self._is_writing, self._unwritten = False, None
+        self._arm()
 
-    def _note(self, window: Window) -> None:
+    def _note(self, window: Sequence[Command]) -> None:
         assert self._scribe is not None
         for command in window:
             if command.kind is Kind.CONTENT:
@@ -347,38 +357,38 @@ class Session:
             else:
                 self._scribe.sent(command.text)
 
-    def _written(self, window: Window) -> None:
-        for command in window:
-            if command.kind in _CONTENT_KINDS:
-                self.content_octets += len(command.octets)
-            if _ends_content(command):
-                self.contents_written += 1
-                if self._connection.oldest_owed is command:
-                    # The reply to a content is waited for from its last octet on.
-                    self._arm()
+    def _written(self, parcel: _Parcel, sent: int) -> None:
+        """Account for a parcel that has left up to `sent`, or may be about to."""
+        before, parcel.sent = parcel.sent, sent
+        self.content_octets += parcel.content_within(before, sent)
+        while parcel.ends and parcel.ends[0] <= sent:
+            parcel.ends.popleft()
+            self.contents_written += 1
+            # The reply to a content is waited for from its last octet on.
+            self._arm()
 
     def _write_failed(self, reason: str) -> None:
         self._connection.send_failed()
         self._write_error = reason
         # A server that refuses and hangs up makes our write fail; its reply may lie unread.
-        self._due = min(self._due, trio.current_time() + _LAST_WORDS)
+        self._due = min(self._due, self._now() + _LAST_WORDS)
         self._watch_due()
 
     # -- the reader -------------------------------------------------------------------------
 
     async def _read(self) -> None:
         self._arm()
-        with self._replies_in:
+        with self._replies_in, self._reading:
             while self.loss is None:
-                unpublished: list[Answered] = []
+                unpublished: Run | None = None
                 # One scope serves many reads: its deadline may come too early, never too late.
-                self._reading = trio.CancelScope(deadline=self._due)
-                with self._reading:
+                self._watch = trio.CancelScope(deadline=self._due)
+                with self._watch:
                     unpublished = await self._read_and_publish()
-                if self._reading.cancelled_caught:
-                    if trio.current_time() >= self._due:
+                if self._watch.cancelled_caught:
+                    if self._now() >= self._due:
                         self._late()
-                elif unpublished:
+                elif unpublished is not None:
                     await self._replies_in.send(unpublished)
                 elif self._connection.state is State.TLS:
                     await self._resumed.wait()
@@ -386,24 +396,25 @@ class Session:
         if self.when_over is not None:
             self.when_over()
 
-    async def _read_and_publish(self) -> list[Answered]:
+    async def _read_and_publish(self) -> Run | None:
         """Read until the session is lost, TLS is due, or a run of replies finds no place."""
         while True:
             try:
                 octets = await self._stream.receive_some()
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self._lose(Cause.CLOSED, self._write_error or _reason(error))
-                return []
+                return None
             self._connection.receive(octets)
             answers = self._take_events()
             if answers:
                 self._arm()
+                run = (answers, self._connection.contents_answered)
                 try:
-                    self._replies_in.send_nowait(answers)
+                    self._replies_in.send_nowait(run)
                 except trio.WouldBlock:
-                    return answers
+                    return run
             if self.loss is not None or self._connection.state is State.TLS:
-                return []
+                return None
 
     def _take_events(self) -> list[Answered]:
         connection = self._connection
@@ -444,7 +455,7 @@ class Session:
 
     def _is_unwritten_content(self, command: Command) -> bool:
         """Whether it is a content of which the writer still has octets."""
-        return _ends_content(command) and any(each is command for each in self._unwritten[0])
+        return self._unwritten is not None and self._unwritten.has_unwritten(command)
 
     # -- deadlines and endings --------------------------------------------------------------
 
@@ -460,13 +471,13 @@ class Session:
         ):
             self._due = self._latest
         else:
-            due = trio.current_time() + self._timeout_of[oldest.kind]
+            due = self._now() + self._timeout_of[oldest.kind]
             self._due = min(due, self._latest)
         self._watch_due()
 
     def _watch_due(self) -> None:
-        if self._due < self._reading.deadline:  # noqa: PLR1730 - setting it costs, also in vain
-            self._reading.deadline = self._due
+        if self._due < self._watch.deadline:  # noqa: PLR1730 - setting it costs, also in vain
+            self._watch.deadline = self._due
 
     def _late(self) -> None:
         if self._write_error:
@@ -486,7 +497,18 @@ class Session:
         self._connection.send_failed()
         if self._scribe is not None:
             self._scribe.note(_ENDINGS[cause])
-        self._reading.cancel()
+        self._watch.cancel()
+
+    def _cancelled(self) -> None:
+        self._is_cancelled = True
+        self.hurry(self._grace)
+        self._conversing.deadline = self._now() + self._grace + _PARTING
+        self._let_cancellation_in()
+
+    def _let_cancellation_in(self) -> None:
+        """End the conversation, unless it does not have the reply to a content that has left."""
+        if self._contents_heard >= self.contents_written:
+            self._conversing.cancel()
 
 
 _ENDINGS: Final[Mapping[Cause, str]] = {
@@ -498,6 +520,57 @@ _ENDINGS: Final[Mapping[Cause, str]] = {
 
 
 _CONTENT_KINDS: Final = frozenset({Kind.CONTENT, Kind.BDAT, Kind.BDAT_LAST})
+
+
+class _Parcel:
+    """A window as it goes on the wire, and how far it has gone.
+
+    Attributes:
+        octets: All of it.
+        sent: How many octets have left, or may be about to.
+        has_content: Whether there is any content in it.
+        ends: Where contents end that have not left.
+    """
+
+    __slots__ = ("_window", "ends", "has_content", "octets", "sent")
+
+    def __init__(self, window: Window, octets: bytes) -> None:
+        self._window = window
+        self.octets = octets
+        self.sent = 0
+        self.ends: deque[int] = deque()
+        self.has_content = False
+        position = 0
+        for command in window:
+            position += len(command.octets)
+            if command.kind in _CONTENT_KINDS:
+                self.has_content = True
+                if _ends_content(command):
+                    self.ends.append(position)
+
+    @property
+    def next_end(self) -> int:
+        """Where the next content ends; one octet behind it all where there is none."""
+        return self.ends[0] if self.ends else len(self.octets) + 1
+
+    def content_within(self, start: int, stop: int) -> int:
+        """Count the octets of content from one position to another."""
+        count = position = 0
+        for command in self._window:
+            end = position + len(command.octets)
+            if command.kind in _CONTENT_KINDS:
+                count += max(0, min(stop, end) - max(start, position))
+            position = end
+        return count
+
+    def has_unwritten(self, command: Command) -> bool:
+        """Whether this content is in it and has not left to its end."""
+        position = 0
+        for each in self._window:
+            position += len(each.octets)
+            if each is command:
+                return position > self.sent and _ends_content(command)
+        return False
 
 
 def _ends_content(command: Command) -> bool:
@@ -517,18 +590,29 @@ async def run_session(
     *,
     scribe: Scribe | None = None,
     early: bool = False,
+    grace: float = 0.0,
 ) -> AsyncIterator[Session]:
     """Run the writer and the reader of a session around the conversation in the block.
 
     The stream is closed on leaving, on every path and at once: whoever wants to say QUIT does so
     inside the block.  Exceptions of the block come out as they are.
+
+    Args:
+        stream: What the session is held over; it is the session's from now on.
+        timeouts: How long to wait for what.
+        scribe: Keeps the dialogue.
+        early: Whether commands may go out before the greeting (early pipelining).
+        grace: Seconds that a cancelled session waits for replies to contents that have left.
     """
-    session = Session(stream, timeouts, scribe=scribe, early=early)
+    session = Session(stream, timeouts, scribe=scribe, early=early, grace=grace)
     try:
         async with tasks_beside() as nursery:
-            session._scope = nursery.cancel_scope  # noqa: SLF001
             nursery.start_soon(session._write, name="session writer")  # noqa: SLF001
             nursery.start_soon(session._read, name="session reader")  # noqa: SLF001
-            yield session
+            try:
+                with session._conversing:  # noqa: SLF001
+                    yield session
+            finally:
+                session._reading.cancel()  # noqa: SLF001
     finally:
         stream.close()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from engine.delivery.attempt import Carriage
 from engine.delivery.verdict import Verdict, ours
 from engine.delivery.visit import Visit
 from engine.net.errors import ConnectFailed
@@ -32,13 +33,15 @@ class DeliveryTask:
     """One task of a pool.
 
     Attributes:
-        attempt: What it carries now; whoever ends the task settles what is still in here.
+        attempt: What it is on its way with.
+        in_hand: What the connection it holds is working on, in the order it was taken.
         scope: Around all it does.
         stage: Where it stands with that, for who has to settle it.
     """
 
     def __init__(self, pool: SitePool) -> None:
         self.attempt: Attempt | None = None
+        self.in_hand: dict[Attempt, None] = {}
         self.scope = trio.CancelScope()
         self.stage = Stage.CONNECT
         self._pool = pool
@@ -46,8 +49,10 @@ class DeliveryTask:
 
     def end(self, cause: Cause, text: str) -> None:
         """Settle what the task still holds, when it ends otherwise than by having done its work."""
-        attempt, self.attempt = self.attempt, None
-        if attempt is not None:
+        attempts = [*self.in_hand, self.attempt] if self.attempt else [*self.in_hand]
+        self.in_hand.clear()
+        self.attempt = None
+        for attempt in attempts:
             attempt.end(ours(Status.DEFERRED, cause, self.stage, text), trio.current_time())
 
     async def run(self, attempt: Attempt) -> None:
@@ -78,17 +83,17 @@ class DeliveryTask:
             walk.take(step)
             attempt.arrive()
         if isinstance(step, HostFailure):
-            attempt.report_all(_unresolved(step), now, peer=Peer(step.host))
+            attempt.report_all(_unresolved(step), now, Carriage(Peer(step.host)))
             return
         path = pool.path_to(step)
         peer = Peer(step.host, step.address, port_for(step, path.options))
         if (verdict := pool.resting(step)) is not None:
-            attempt.report_all(verdict, now, peer=peer)
+            attempt.report_all(verdict, now, Carriage(peer))
             return
         if self._shared.veto is not None:
             reason = self._shared.veto(peer, pool.site)
             if reason is not None:
-                attempt.report_all(_vetoed(peer, reason), now, peer=peer)
+                attempt.report_all(_vetoed(peer, reason), now, Carriage(peer))
                 return
         await self._visit(step, path, peer)
 
@@ -101,7 +106,7 @@ class DeliveryTask:
             return
         shared.recorder.connection_opened()
         try:
-            await Visit(pool, candidate, path, connection).run(self)
+            await Visit(pool, self, candidate, path, connection).run()
         finally:
             shared.recorder.connection_closed()
 
@@ -125,7 +130,7 @@ class DeliveryTask:
                 )
             )
         if self.attempt is not None:
-            self.attempt.report_all(verdict, trio.current_time(), peer=peer)
+            self.attempt.report_all(verdict, trio.current_time(), Carriage(peer))
 
 
 _NO_ANSWER = EnhancedStatusCode(4, 4, 1)

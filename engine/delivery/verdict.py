@@ -182,17 +182,22 @@ def ours(status: Status, cause: Cause, stage: Stage, text: str) -> Verdict:
 
 
 def lost(
-    ending: SessionLost, *, is_pipelined: bool, is_content_written: bool, octets: int = 0
+    ending: SessionLost,
+    command: Command | None,
+    *,
+    is_pipelined: bool,
+    is_content_written: bool,
+    octets: int = 0,
 ) -> Trouble:
     """Turn the end of a session into the trouble of whoever was being served.
 
     Args:
         ending: How the session ended.
+        command: The command they had no reply to, `None` where nothing was owed.
         is_pipelined: Whether commands were pipelined.
         is_content_written: Whether the whole content of the transaction has left, or may have.
         octets: Octets of content written so far.
     """
-    command = ending.command
     if is_content_written:
         # Whatever reply was missing first: the content is out and its reply will not come.
         stage, text = Stage.FINAL, "end of data"

@@ -12,12 +12,13 @@ import trio
 
 from engine.delivery.host_session import HostSession
 from engine.delivery.session import run_session
-from engine.outcome import Peer
+from engine.outcome import Cause, Peer
 from engine.report import events
 
 if TYPE_CHECKING:
     from engine.delivery.attempt import Attempt
     from engine.delivery.pool import SitePool
+    from engine.delivery.session import Session
     from engine.delivery.shared import Path
     from engine.delivery.task import DeliveryTask
     from engine.net.connector import Connection
@@ -25,17 +26,24 @@ if TYPE_CHECKING:
 
 
 class Visit:
-    """A connection to a candidate, and the pool it works for."""
+    """A connection to a candidate, and the pool it works for; a `Source` of attempts."""
 
     def __init__(
-        self, pool: SitePool, candidate: Candidate, path: Path, connection: Connection
+        self,
+        pool: SitePool,
+        task: DeliveryTask,
+        candidate: Candidate,
+        path: Path,
+        connection: Connection,
     ) -> None:
         self._pool = pool
+        self._task = task
         self._candidate = candidate
         self._path = path
         self._connection = connection
+        self._session: Session | None = None
 
-    async def run(self, task: DeliveryTask) -> None:
+    async def run(self) -> None:
         """Say hello, carry the task's attempt and what comes after it, say QUIT.
 
         On return the attempt of the task is settled, given back to the pool, or still in the
@@ -47,27 +55,34 @@ class Visit:
         transcript = shared.make_transcript() if shared.make_transcript else None
         started = trio.current_time()
         async with run_session(
-            self._connection.stream, self._path.timeouts, scribe=transcript
+            self._connection.stream,
+            self._path.timeouts,
+            scribe=transcript,
+            grace=shared.grace,
         ) as session:
+            self._session = session
             host = HostSession(session, facts, peer, self._path.settings, shared, transcript)
             host.publish(events.ConnectionOpened, pool.site, facts.connect_seconds)
-            pool.joined(session)
             try:
-                await self._converse(host, task)
+                await self._converse(host)
+            except BaseException as error:
+                is_ours = isinstance(error, Exception)
+                host.break_off(Cause.INTERNAL if is_ours else Cause.CANCELLED)
+                raise
             finally:
-                task.stage = session.stage
-                pool.left(session)
+                self._task.stage = session.stage
                 reason = host.ending or str(session.loss.cause if session.loss else "cancelled")
                 seconds = trio.current_time() - started
                 host.publish(events.ConnectionClosed, pool.site, reason, host.transactions, seconds)
 
-    async def _converse(self, host: HostSession, task: DeliveryTask) -> None:
+    async def _converse(self, host: HostSession) -> None:
+        task = self._task
         refusal = await host.greet(lockstep=task.attempt is not None and task.attempt.lockstep)
         self._pool.arrived(task)
         if refusal is None:
             keywords = tuple(host.offered.keywords)
             host.publish(events.SessionReady, self._pool.site, keywords, host.hello_seconds)
-            await self._carry(host, task)
+            await host.carry(self)
         else:
             shared = self._pool.shared
             if shared.events.is_watched:
@@ -81,41 +96,34 @@ class Visit:
                 host.report_all(task.attempt, refusal)
         await host.quit()
 
-    async def _carry(self, host: HostSession, task: DeliveryTask) -> None:
-        """Deliver what the task brought, then the next attempt, for as long as there is one."""
-        session = host.session
-        while True:
-            if task.attempt is None and not await self._find_work(host, task):
-                return
-            attempt = task.attempt
-            assert attempt is not None
-            if not (session.is_ready or await host.make_ready()):
-                # A refused RSET gives the connection up, not the message.
-                task.attempt = None
-                self._hand_back(attempt, is_worth_another=True)
-                return
-            is_worth_another = await host.deliver(attempt)
-            task.attempt = None
-            self._hand_back(attempt, is_worth_another=is_worth_another)
-            if not session.is_usable or host.is_used_up:
-                return
+    # -- a source of attempts ---------------------------------------------------------------
 
-    async def _find_work(self, host: HostSession, task: DeliveryTask) -> bool:
-        """Give the task its next attempt, if there is one or comes one in time."""
-        pool = self._pool
-        attempt = pool.take(self._candidate)
-        if attempt is None and (host.did_last_succeed or not host.transactions):
-            # After a refusal there is no reason to keep the server waiting.
-            seconds = self._path.settings.idle_timeout
-            attempt = await pool.wait_for_work(host.session, self._candidate, seconds)
-        task.attempt = attempt
+    def take(self) -> Attempt | None:
+        """Return the attempt that was brought along, then those that wait in the pool."""
+        task = self._task
+        attempt, task.attempt = task.attempt, None
         if attempt is None:
-            return False
-        attempt.arrive()
-        return True
+            attempt = self._pool.take(self._candidate)
+            if attempt is None:
+                return None
+            attempt.arrive()
+        task.in_hand[attempt] = None
+        return attempt
 
-    def _hand_back(self, attempt: Attempt, *, is_worth_another: bool) -> None:
+    async def wait(self) -> Attempt | None:
+        """Keep the connection idle until the pool has work for it."""
+        assert self._session is not None
+        seconds = self._path.settings.idle_timeout
+        attempt = await self._pool.wait_for_work(self._session, self._candidate, seconds)
+        if attempt is not None:
+            attempt.arrive()
+            self._task.in_hand[attempt] = None
+        return attempt
+
+    def done(self, attempt: Attempt) -> None:
+        """Give what is not settled back to the pool."""
+        del self._task.in_hand[attempt]
         if not attempt.is_done:
-            if is_worth_another:
+            if attempt.returns:
                 attempt.redo = self._candidate
             self._pool.put_back(attempt, self._candidate)

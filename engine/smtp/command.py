@@ -45,6 +45,9 @@ class Kind(Enum):
     __hash__ = object.__hash__
 
 
+#: The reply to these decides on a content.
+ENDS_OF_CONTENT: Final = frozenset({Kind.CONTENT, Kind.BDAT_LAST})
+
 #: Where a failure of each kind of command is counted.
 STAGES: Final[Mapping[Kind, Stage]] = {
     Kind.CONNECT: Stage.GREETING,

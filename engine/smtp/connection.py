@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from engine.smtp.command import CONNECT, Command, Kind
+from engine.smtp.command import CONNECT, ENDS_OF_CONTENT, Command, Kind
 from engine.smtp.errors import LocalProtocolError, RemoteProtocolError
 from engine.smtp.reply import Reply, ReplyParser
 from engine.smtp.state import SessionState, State
@@ -56,6 +56,7 @@ class ClientConnection:
 
     Attributes:
         is_spoiled: Whether the two sides are, or may be, out of step: only closing is left.
+        contents_answered: How many contents had the reply to their end.
     """
 
     def __init__(self, *, early: bool = False) -> None:
@@ -65,6 +66,7 @@ class ClientConnection:
         self._owed: deque[Command] = deque([CONNECT])
         self._eof = False
         self.is_spoiled = False
+        self.contents_answered = 0
         self._content_open = False
 
     @property
@@ -171,7 +173,8 @@ class ClientConnection:
             return []
         ready.clear()
         for _ in run:
-            owed.popleft()
+            if owed.popleft().kind in ENDS_OF_CONTENT:
+                self.contents_answered += 1
         return run
 
     def next_event(self) -> Event | None:
@@ -216,6 +219,8 @@ class ClientConnection:
             raise RemoteProtocolError("a reply to nothing that was asked", reply.encode())
         command = owed.popleft()
         is_early = self._content_open and command.kind is Kind.CONTENT
+        if command.kind in ENDS_OF_CONTENT:
+            self.contents_answered += 1
         if is_early:
             self.is_spoiled = True
             if reply.is_positive:

@@ -156,11 +156,11 @@ def link(capacity: float = math.inf) -> tuple[MemoryStream, MemoryStream]:
 
 @asynccontextmanager
 async def open_session(
-    timeouts: Timeouts | None = None, *, capacity: float = math.inf
+    timeouts: Timeouts | None = None, *, capacity: float = math.inf, grace: float = 0.0
 ) -> AsyncIterator[tuple[Session, MemoryStream, MemoryStream]]:
     """Run a session that was greeted: it, our stream, and the server's end."""
     client, server = link()
-    async with run_session(client, timeouts or Timeouts()) as session:
+    async with run_session(client, timeouts or Timeouts(), grace=grace) as session:
         server.send_nowait(b"220 mx.test\r\n")
         assert (await session.reply()).command.kind is Kind.CONNECT
         server.send_nowait(b"250 mx.test\r\n")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.content import MemoryContent
-from engine.delivery.attempt import Attempt
+from engine.delivery.attempt import Attempt, Carriage
 from engine.delivery.verdict import Trouble, Verdict, delivered, judge, ours, unsupported
 from engine.message import Message, Recipient
 from engine.outcome import Cause, Features, Peer, Scope, Status, Timings, Tried
@@ -66,7 +66,7 @@ TEMPORARY = [GREETED_450, GREETED_421, REFUSED, SILENT, GREYLISTED]
 def test_what_no_other_host_can_change_is_settled_at_once(verdict):
     settled = []
     attempt = attempt_for(1, settled.append)
-    attempt.report(0, verdict, 101.0, peer=ONE)
+    attempt.report(0, verdict, 101.0, Carriage(ONE))
     (outcome,) = settled
     assert (outcome.status, outcome.scope) == (verdict.status, verdict.scope)
     assert attempt.is_done
@@ -78,7 +78,7 @@ def test_what_no_other_host_can_change_is_settled_at_once(verdict):
 def test_what_another_host_may_change_waits(verdict):
     settled = []
     attempt = attempt_for(1, settled.append)
-    attempt.report(0, verdict, 101.0, peer=ONE)
+    attempt.report(0, verdict, 101.0, Carriage(ONE))
     assert settled == []
     assert not attempt.is_done
     assert attempt.waiting == [0]
@@ -95,11 +95,13 @@ def test_the_outcome_tells_all_that_was_known():
         1,
         NO_SUCH_USER,
         103.0,
-        peer=ONE,
-        features=features,
-        transaction=4,
-        timings=Timings(connect=0.5, tls=0.1, hello=0.2, transaction=1.5, total=9.9, route=9.9),
-        transcript=("C: QUIT",),
+        Carriage(
+            peer=ONE,
+            features=features,
+            transaction=4,
+            timings=Timings(connect=0.5, tls=0.1, hello=0.2, transaction=1.5, total=9.9, route=9.9),
+            transcript=("C: QUIT",),
+        ),
     )
     (outcome,) = settled
     assert (outcome.message, outcome.recipient) == ("m1", "r1@d.test")
@@ -120,9 +122,9 @@ def test_the_outcome_tells_all_that_was_known():
 def test_one_verdict_for_everybody_spares_those_who_have_one():
     settled = []
     attempt = attempt_for(4, settled.append)
-    attempt.report(1, ACCEPTED, 101.0, peer=ONE)
-    attempt.report(2, GREYLISTED, 101.0, peer=ONE)
-    attempt.report_all(SILENT, 102.0, peer=ONE)
+    attempt.report(1, ACCEPTED, 101.0, Carriage(ONE))
+    attempt.report(2, GREYLISTED, 101.0, Carriage(ONE))
+    attempt.report_all(SILENT, 102.0, Carriage(ONE))
     attempt.give_up(103.0)
     assert {o.recipient: o.stage for o in settled} == {
         "r1@d.test": Stage.FINAL,
@@ -138,13 +140,13 @@ def test_one_verdict_for_everybody_spares_those_who_have_one():
 def test_the_hosts_tried_before_are_listed_in_order():
     settled = []
     attempt = attempt_for(1, settled.append)
-    attempt.report(0, REFUSED, 101.0, peer=ONE)
+    attempt.report(0, REFUSED, 101.0, Carriage(ONE))
     attempt.arrive()
-    attempt.report(0, NO_ADDRESS, 102.0, peer=NOBODY)
+    attempt.report(0, NO_ADDRESS, 102.0, Carriage(NOBODY))
     attempt.arrive()
-    attempt.report(0, GREYLISTED, 103.0, peer=TWO)
+    attempt.report(0, GREYLISTED, 103.0, Carriage(TWO))
     attempt.arrive()
-    attempt.report(0, ACCEPTED, 104.0, peer=THREE)
+    attempt.report(0, ACCEPTED, 104.0, Carriage(THREE))
     (outcome,) = settled
     assert outcome.peer == THREE
     assert outcome.attempts == (
@@ -157,9 +159,9 @@ def test_the_hosts_tried_before_are_listed_in_order():
 def test_giving_up_the_last_host_decided_and_is_not_among_those_before():
     settled = []
     attempt = attempt_for(1, settled.append)
-    attempt.report(0, REFUSED, 101.0, peer=ONE)
+    attempt.report(0, REFUSED, 101.0, Carriage(ONE))
     attempt.arrive()
-    attempt.report(0, GREYLISTED, 102.5, peer=TWO)
+    attempt.report(0, GREYLISTED, 102.5, Carriage(TWO))
     attempt.give_up(110.0)
     (outcome,) = settled
     assert outcome.peer == TWO
@@ -189,7 +191,7 @@ def test_setup_fails_only_when_every_host_said_so(verdicts, status):
     attempt = attempt_for(1, settled.append)
     for verdict in verdicts:
         attempt.arrive()
-        attempt.report(0, verdict, 101.0, peer=ONE)
+        attempt.report(0, verdict, 101.0, Carriage(ONE))
     attempt.give_up(102.0)
     (outcome,) = settled
     assert outcome.status is status
@@ -215,8 +217,8 @@ def test_where_no_host_could_be_tried_mail_is_deferred():
 def test_an_end_of_our_own_keeps_what_was_decided_and_lists_what_was_tried():
     settled = []
     attempt = attempt_for(2, settled.append)
-    attempt.report(0, ACCEPTED, 101.0, peer=ONE)
-    attempt.report(1, GREYLISTED, 101.0, peer=ONE)
+    attempt.report(0, ACCEPTED, 101.0, Carriage(ONE))
+    attempt.report(1, GREYLISTED, 101.0, Carriage(ONE))
     cancelled = ours(Status.DEFERRED, Cause.CANCELLED, Stage.CONNECT, "stopped")
     attempt.end(cancelled, 104.0)
     attempt.end(cancelled, 105.0)
@@ -237,9 +239,9 @@ def test_an_end_of_our_own_keeps_what_was_decided_and_lists_what_was_tried():
 def test_nobody_is_settled_twice():
     settled = []
     attempt = attempt_for(1, settled.append)
-    attempt.report(0, ACCEPTED, 101.0, peer=ONE)
+    attempt.report(0, ACCEPTED, 101.0, Carriage(ONE))
     with pytest.raises(ValueError, match="not in list"):
-        attempt.report(0, NO_SUCH_USER, 102.0, peer=ONE)
+        attempt.report(0, NO_SUCH_USER, 102.0, Carriage(ONE))
     assert len(settled) == 1
 
 
@@ -274,13 +276,13 @@ class Deliveries(RuleBasedStateMachine):
     @rule(data=st.data(), verdict=st.sampled_from(AT_ONCE + PERMANENT_HERE + TEMPORARY))
     def decide_on_one(self, data, verdict):
         index = data.draw(st.sampled_from(self.attempt.unasked))
-        self.attempt.report(index, verdict, 101.0, peer=ONE)
+        self.attempt.report(index, verdict, 101.0, Carriage(ONE))
         self.note(index, verdict)
 
     @rule(verdict=st.sampled_from(AT_ONCE + PERMANENT_HERE + TEMPORARY))
     def decide_on_the_rest(self, verdict):
         unasked = list(self.attempt.unasked)
-        self.attempt.report_all(verdict, 101.0, peer=ONE)
+        self.attempt.report_all(verdict, 101.0, Carriage(ONE))
         for index in unasked:
             self.note(index, verdict)
 

@@ -568,7 +568,7 @@ async def test_an_abandoned_content_is_never_finished(turn, autojump_clock):
 # ---- cancellation --------------------------------------------------------------------------------
 
 
-async def test_cancelled_without_commitment_nothing_is_waited_for(autojump_clock):
+async def test_with_nothing_at_stake_nothing_is_waited_for(autojump_clock):
     with trio.CancelScope() as scope:
         async with open_session() as (session, client, _server):
             await session.send(MAIL)
@@ -579,17 +579,17 @@ async def test_cancelled_without_commitment_nothing_is_waited_for(autojump_clock
     assert client.is_closed
 
 
-async def test_a_committed_session_outlives_cancellation_until_it_is_released(autojump_clock):
+async def test_with_a_content_at_stake_a_session_outlives_cancellation_until_its_reply(
+    autojump_clock,
+):
     heard = []
     with trio.CancelScope() as scope:
-        async with open_session() as (session, client, server):
+        async with open_session(grace=5) as (session, client, server):
             await open_content(session, server)
-            session.commit()
             await session.send(content(b".\r\n"))
             scope.cancel()
             await server.say("250 queued")
             heard.append((await session.reply()).reply.code)
-            session.release()
             await trio.lowlevel.checkpoint()
             heard.append("still here")
 
@@ -598,29 +598,27 @@ async def test_a_committed_session_outlives_cancellation_until_it_is_released(au
     assert client.is_closed
 
 
-async def test_a_committed_session_ends_when_the_hurried_reply_does_not_come(autojump_clock):
+async def test_with_a_content_at_stake_a_session_outlives_cancellation_for_its_grace(
+    autojump_clock,
+):
     started = trio.current_time()
     with trio.CancelScope() as scope:
-        async with open_session() as (session, _client, server):
+        async with open_session(grace=7) as (session, _client, server):
             await open_content(session, server)
-            session.commit()
             await session.send(content(b".\r\n"))
             scope.cancel()
-            session.hurry(7)
             ending = await lost(session)
-            session.release()
 
     assert trio.current_time() - started == pytest.approx(7)
     assert ending.cause is Cause.TIMEOUT
 
 
-async def test_a_content_that_has_not_left_is_not_committed_to(autojump_clock):
+async def test_a_content_that_has_not_left_is_not_at_stake(autojump_clock):
     """Its peer cannot have accepted it, so cancellation breaks it off at once."""
     started = trio.current_time()
     with trio.CancelScope() as scope:
         async with open_session(capacity=1000) as (session, client, server):
             await open_content(session, server)
-            session.commit()
             await session.send(content(b"x" * 5000 + b"\r\n.\r\n"))
             await wait_all_tasks_blocked()
             scope.cancel()
@@ -651,19 +649,17 @@ async def test_a_content_taken_in_the_moment_of_cancellation_does_not_leave(whol
     assert not b"".join(client.writes).endswith(b"\r\n.\r\n")
 
 
-async def test_a_content_that_leaves_late_is_committed_to_when_it_does(autojump_clock):
+async def test_a_content_that_leaves_late_is_at_stake_when_it_does(autojump_clock):
     heard = []
     with trio.CancelScope() as scope:
-        async with open_session(capacity=1000) as (session, _client, server):
+        async with open_session(capacity=1000, grace=5) as (session, _client, server):
             await open_content(session, server)
-            session.commit()
             await session.send(content(b"x" * 5000 + b"\r\n.\r\n"))
             while not session.contents_written:
                 await server.hear()
             scope.cancel()
             await server.say("250 queued")
             heard.append((await session.reply()).reply.code)
-            session.release()
 
     assert heard == [250]
 

@@ -232,7 +232,7 @@ CAUSES = [Cause.TIMEOUT, Cause.CLOSED, Cause.MALFORMED_REPLY]
 @pytest.mark.parametrize(("command", "stage", "text"), LOST_AT.values(), ids=LOST_AT)
 def test_before_the_content_has_left_a_loss_belongs_to_what_was_owed(command, stage, text, cause):
     ending = SessionLost(cause, command, "reset by peer")
-    trouble = lost(ending, is_pipelined=True, is_content_written=False, octets=7)
+    trouble = lost(ending, ending.command, is_pipelined=True, is_content_written=False, octets=7)
     assert trouble == Trouble(stage, cause, text, True, None, "reset by peer", 7)
     assert judge(trouble, PEER).status is Status.DEFERRED
 
@@ -242,7 +242,9 @@ def test_before_the_content_has_left_a_loss_belongs_to_what_was_owed(command, st
 def test_behind_the_whole_content_every_loss_is_unknown_whatever_was_owed_first(command, cause):
     """The replies to MAIL and RCPT may still be owed in a one-flight send; all the same."""
     ending = SessionLost(cause, command)
-    verdict = judge(lost(ending, is_pipelined=False, is_content_written=True, octets=9), PEER)
+    verdict = judge(
+        lost(ending, ending.command, is_pipelined=False, is_content_written=True, octets=9), PEER
+    )
     assert verdict.status is Status.UNKNOWN
     assert (verdict.stage, verdict.scope) == (Stage.FINAL, Scope.MESSAGE)
     assert not verdict.may_go_on
@@ -251,7 +253,9 @@ def test_behind_the_whole_content_every_loss_is_unknown_whatever_was_owed_first(
 
 def test_a_421_nobody_asked_for_defers_what_comes_next():
     ending = SessionLost(Cause.REPLY, None, reply=reply("421 4.4.2 idle too long"))
-    verdict = judge(lost(ending, is_pipelined=False, is_content_written=False), PEER)
+    verdict = judge(
+        lost(ending, ending.command, is_pipelined=False, is_content_written=False), PEER
+    )
     assert (verdict.status, verdict.scope) == (Status.DEFERRED, Scope.HOST)
     assert verdict.cause is Cause.REPLY
     assert verdict.reply == reply("421 4.4.2 idle too long")
@@ -413,6 +417,8 @@ def test_one_line_for_a_person_names_the_peer_and_the_command(trouble, text):
 def test_a_text_is_one_printable_line_whatever_the_peer_said(name, cause):
     command: Command | None = LOST_AT[name][0]
     ending = SessionLost(cause, command, r"\x00what")
-    text = judge(lost(ending, is_pipelined=True, is_content_written=False), PEER).text
+    text = judge(
+        lost(ending, ending.command, is_pipelined=True, is_content_written=False), PEER
+    ).text
     assert text.isprintable()
     assert "AGE=" not in text

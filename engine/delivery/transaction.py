@@ -1,0 +1,286 @@
+"""One mail transaction: what is said when, and a verdict for everybody.  Knows no I/O.
+
+Whoever runs the session sends what `begin` and `hear` return, and gives every reply to `hear`, in
+order.  With PIPELINING the envelope is one window; with CHUNKING a small content is part of it.
+Nothing here waits, so several transactions of one session can be in flight.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING, NamedTuple
+
+from engine.delivery.verdict import (
+    delivered,
+    is_overflow,
+    is_protocol_doubt,
+    judge,
+    lost,
+    overflowed,
+    refused,
+)
+from engine.outcome import Status
+from engine.smtp.command import DATA, LONE_DOT, Kind, content
+from engine.smtp.content import stuff
+
+if TYPE_CHECKING:
+    from engine.delivery.envelope import Envelope
+    from engine.delivery.session import SessionLost
+    from engine.delivery.verdict import Verdict
+    from engine.message import Content
+    from engine.outcome import Peer
+    from engine.smtp.command import Command
+    from engine.smtp.connection import Answered
+
+
+class Manner(NamedTuple):
+    """How transactions are carried out on a connection.
+
+    Attributes:
+        pipelining: The envelope goes out as one window (RFC 2920 §3.1).
+    """
+
+    pipelining: bool = False
+
+
+class Due(Enum):
+    """What has to happen next."""
+
+    #: Replies are owed, or commands were just handed out.
+    REPLIES = auto()
+    #: The content is to be sent, and it is not held in memory: the caller reads it.
+    CONTENT = auto()
+    #: Nothing: everybody has a verdict and no reply is owed.
+    NOTHING = auto()
+
+
+_NONE: tuple[Command, ...] = ()
+
+
+class Transaction:
+    """One transaction, from MAIL to the reply to its content.
+
+    Attributes:
+        verdicts: One a recipient, in the envelope's order; `None` while undecided.
+        again: Recipients (places in the envelope) who merely found no room in this transaction and
+            may be asked at once in a new one; where that cannot be, their verdict stands.
+        doubtful: Recipients hit by a refusal that may be a disagreement about the protocol; they
+            deserve another try in lockstep.
+        due: What has to happen next.
+        is_sent: Whether everything it has to say was handed out.
+        was_heard: Whether the peer answered anything.
+    """
+
+    __slots__ = (
+        "_accepted",
+        "_content",
+        "_envelope",
+        "_is_refused",
+        "_manner",
+        "_owed",
+        "_peer",
+        "_rcpts_heard",
+        "again",
+        "doubtful",
+        "due",
+        "is_sent",
+        "verdicts",
+        "was_heard",
+    )
+
+    def __init__(self, envelope: Envelope, content: Content, peer: Peer, manner: Manner) -> None:
+        self.verdicts: list[Verdict | None] = [None] * len(envelope.rcpts)
+        self.again: list[int] = []
+        self.doubtful: list[int] = []
+        self.due = Due.REPLIES
+        self.is_sent = False
+        self.was_heard = False
+        self._envelope = envelope
+        self._content = content
+        self._peer = peer
+        self._manner = manner
+        self._accepted: list[int] = []
+        self._is_refused = False
+        self._rcpts_heard = 0
+        self._owed = 0
+
+    # -- what is said -----------------------------------------------------------------------
+
+    def begin(self) -> tuple[Command, ...]:
+        """Return the commands that open it."""
+        envelope = self._envelope
+        if not self._manner.pipelining:
+            return self._ask(envelope.mail)
+        self._owed = len(envelope.rcpts) + 2
+        return (envelope.mail, *envelope.rcpts, DATA)
+
+    def hear(self, answer: Answered) -> tuple[Command, ...]:
+        """Take the reply to the oldest command that has none; return what to say now, if anything."""
+        self.was_heard = True
+        self._owed -= 1
+        command, reply, _ = answer
+        kind = command.kind
+        if reply.code == 421:
+            return self.close(answer)
+        if kind is Kind.RCPT:
+            return self._hear_rcpt(answer)
+        if kind is Kind.CONTENT:
+            return self._hear_final(answer)
+        if kind is Kind.DATA:
+            return self._hear_data(answer)
+        return self._hear_mail(answer)
+
+    def streamed(self) -> None:
+        """Account for a content that was sent to its end by the caller."""
+        self.due = Due.REPLIES
+        self.is_sent = True
+        self._owed += 1
+
+    def _ask(self, command: Command) -> tuple[Command, ...]:
+        self._owed += 1
+        return (command,)
+
+    # -- what is heard ----------------------------------------------------------------------
+
+    def _hear_mail(self, answer: Answered) -> tuple[Command, ...]:
+        if answer.reply.code // 100 != 2:
+            self._is_refused = True
+            # What is in flight behind it is heard out; this refusal is what counts.
+            self._refuse_all(answer)
+        return self._go_on()
+
+    def _hear_rcpt(self, answer: Answered) -> tuple[Command, ...]:
+        place = self._rcpts_heard
+        self._rcpts_heard = place + 1
+        reply = answer.reply
+        if self._is_refused:
+            return self._go_on()
+        if reply.code // 100 == 2:
+            self._accepted.append(place)
+            return self._go_on() if not self._owed else _NONE
+        trouble = refused(answer.command, reply, is_pipelined=self._manner.pipelining)
+        if is_overflow(reply):
+            self.again.append(place)
+            self.verdicts[place] = overflowed(trouble, self._peer)
+        else:
+            self.verdicts[place] = judge(trouble, self._peer)
+        return self._go_on()
+
+    def _go_on(self) -> tuple[Command, ...]:
+        """Say what comes next, once all that was said is answered."""
+        if self._owed:
+            return _NONE
+        if not self._is_refused:
+            rcpts = self._envelope.rcpts
+            if self._rcpts_heard < len(rcpts):
+                return self._ask(rcpts[self._rcpts_heard])
+            self._forgive_overflow()
+            if self._accepted:
+                return self._ask(DATA)
+        return self._end()
+
+    def _hear_data(self, answer: Answered) -> tuple[Command, ...]:
+        if self._manner.pipelining:
+            self._forgive_overflow()
+        if answer.reply.code // 100 == 3:
+            # RFC 2920 §3.1: it may come although nobody was accepted.
+            return self._say_content() if self._accepted else self._say_lone_dot()
+        if self._accepted:
+            self._refuse_all(answer)
+        return self._end()
+
+    def _say_content(self) -> tuple[Command, ...]:
+        octets = self._content.octets
+        if octets is None:
+            self.due = Due.CONTENT
+            return _NONE
+        self.is_sent = True
+        return self._ask(content(stuff(octets)))
+
+    def _say_lone_dot(self) -> tuple[Command, ...]:
+        """Answer a 354 that came although nobody was accepted (RFC 2920 §3.1).
+
+        Whatever the reply, nothing was delivered and everybody's verdict stands.
+        """
+        self.is_sent = True
+        return self._ask(LONE_DOT)
+
+    def _hear_final(self, answer: Answered) -> tuple[Command, ...]:
+        if self._accepted:
+            if answer.reply.code // 100 == 2:
+                verdict = delivered(answer.reply, self._peer)
+                for place in self._accepted:
+                    self.verdicts[place] = verdict
+            else:
+                self._settle_rest(self._judge_refusal(answer))
+        return self._end()
+
+    def _forgive_overflow(self) -> None:
+        """Ask again only where this transaction made progress, or it would go round in circles."""
+        if self.again and not self._accepted:
+            statuses = [verdict.status for verdict in self.verdicts if verdict is not None]
+            if Status.FAILED not in statuses:
+                self.again.clear()
+
+    def _end(self) -> tuple[Command, ...]:
+        self.is_sent = True
+        self.due = Due.NOTHING
+        return _NONE
+
+    # -- how it may end before its time -----------------------------------------------------
+
+    def close(self, answer: Answered) -> tuple[Command, ...]:
+        """421: the session is over, whatever was asked (RFC 5321 §3.8)."""
+        self._settle_rest(self._judge_refusal(answer))
+        return self._end()
+
+    def lose(
+        self, ending: SessionLost, *, is_oldest: bool, is_content_written: bool, octets: int
+    ) -> None:
+        """The session ended before the reply that was due.
+
+        Args:
+            ending: How.
+            is_oldest: Whether the missing reply was one of this transaction's.
+            is_content_written: Whether the whole content has left, or may have.
+            octets: Octets of content written so far.
+        """
+        command = ending.command if is_oldest else self._envelope.mail
+        trouble = lost(
+            ending,
+            command,
+            is_pipelined=self._manner.pipelining and command is not None and command.shown is None,
+            is_content_written=is_content_written,
+            octets=octets,
+        )
+        self._settle_rest(judge(trouble, self._peer))
+        self._end()
+
+    def give_up(self, verdict: Verdict) -> None:
+        """Something on our side ended it before its time."""
+        self._settle_rest(verdict)
+        self._end()
+
+    # -- verdicts ---------------------------------------------------------------------------
+
+    def _refuse_all(self, answer: Answered) -> None:
+        trouble = refused(answer.command, answer.reply, is_pipelined=self._manner.pipelining)
+        if is_protocol_doubt(trouble):
+            self.doubtful = [place for place, known in enumerate(self.verdicts) if known is None]
+        self._settle_rest(judge(trouble, self._peer))
+
+    def _settle_rest(self, verdict: Verdict) -> None:
+        """Give the verdict to everybody who has none."""
+        verdicts = self.verdicts
+        for place, known in enumerate(verdicts):
+            if known is None:
+                verdicts[place] = verdict
+
+    def _judge_refusal(self, answer: Answered) -> Verdict:
+        trouble = refused(
+            answer.command,
+            answer.reply,
+            is_pipelined=self._manner.pipelining and answer.command.shown is None,
+            is_early=answer.is_early,
+        )
+        return judge(trouble, self._peer)

@@ -79,6 +79,9 @@ class Dispatcher:
 
     def dispatch(self, message: Message) -> None:
         """Hand a message to its pools, at once where the ways are known."""
+        now = trio.current_time()
+        if len(message.recipients) == 1 and self._hand_over(message, now):
+            return
         by_domain: dict[str, list[Recipient]] = {}
         for recipient in message.recipients:
             domain = recipient.mailbox.routing_domain
@@ -86,7 +89,7 @@ class Dispatcher:
                 by_domain[domain].append(recipient)
             else:
                 by_domain[domain] = [recipient]
-        parcel = _Parcel(message, by_domain, trio.current_time())
+        parcel = _Parcel(message, by_domain, now)
         for domain in by_domain:
             known = self._router.known(domain, self._family_for(domain))
             if known is None or domain in self._waiting:
@@ -95,6 +98,24 @@ class Dispatcher:
                 parcel.routes[domain] = known
         if not parcel.unknown:
             self._hand_out(parcel)
+
+    def _hand_over(self, message: Message, now: float) -> bool:
+        """Hand a message to one recipient over, if the way is known; most bulk mail goes here."""
+        domain = message.recipients[0].mailbox.routing_domain
+        route = self._router.known(domain, self._family_for(domain))
+        if not isinstance(route, Route) or domain in self._waiting:
+            return False
+        pool = self._pool_for(domain, route)
+        pool.put(
+            Attempt(
+                message,
+                message.recipients,
+                pool.settle,
+                submitted_at=now,
+                route_seconds=route.seconds,
+            )
+        )
+        return True
 
     # -- routing ----------------------------------------------------------------------------
 
@@ -176,6 +197,8 @@ class Dispatcher:
 
     def _family_for(self, domain: str) -> AddressFamily:
         table = self._shared.table
+        if not table.rules:
+            return table.defaults.address_family
         return table.settings(table.matching(domain=domain, site="")).address_family
 
     def _pool_for(self, domain: str, route: Route) -> SitePool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Final, Self
 
@@ -235,10 +234,11 @@ class Engine:
             EngineClosedError: The engine is draining or closed.
         """
         count = len(message.recipients)
-        await self._seats.take(count)
+        if not self._seats.take_nowait(count):
+            await self._seats.take(count)
         self._submitted += 1
         if not message.id:
-            message = replace(message, id=str(self._submitted))
+            message = message.with_id(str(self._submitted))
         self._unsettled += count
         self._recorder.message_submitted(count)
         if self.events.is_watched:

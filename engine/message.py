@@ -118,6 +118,19 @@ class Message:
         if self.envid is not None:
             _check_envid(self.envid)
 
+    def with_id(self, id: str) -> Message:
+        """Return the same message under another id."""
+        return Message(
+            id,
+            self.reverse_path,
+            self.recipients,
+            self.content,
+            self.envid,
+            self.ret,
+            self.require_tls,
+            self.smtputf8,
+        )
+
     @staticmethod
     def parse_sender(sender: str) -> Mailbox | None:
         """Read a reverse-path; `""` and `<>` are the null path.

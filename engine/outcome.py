@@ -189,9 +189,10 @@ class Tried:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one recipient in one delivery attempt.
+
+    A named tuple because every recipient costs one; make it with keywords.
 
     Attributes:
         message: The message's id.
@@ -227,7 +228,7 @@ class Outcome:
     features: Features = NO_FEATURES
     timings: Timings = NO_TIMINGS
     attempts: tuple[Tried, ...] = ()
-    transcript: tuple[str, ...] | None = field(default=None, compare=False)
+    transcript: tuple[str, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome record: every key always there, absent facts `None`."""

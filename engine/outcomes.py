@@ -41,6 +41,20 @@ class Seats:
         """How many seats are in use."""
         return self._total - self._free
 
+    def take_nowait(self, count: int) -> bool:
+        """Take seats if they are free, and return whether they were.
+
+        Raises:
+            EngineClosedError: The house is closed.
+        """
+        if self._is_closed:
+            raise EngineClosedError(_CLOSED)
+        # Who waits is not overtaken by who comes later.
+        if self._waiting or not self._has_room(count):
+            return False
+        self._free -= count
+        return True
+
     async def take(self, count: int) -> None:
         """Take seats, waiting for them; a group larger than the house waits for an empty one.
 
@@ -49,11 +63,7 @@ class Seats:
         Raises:
             EngineClosedError: The house is closed, or closed meanwhile.
         """
-        if self._is_closed:
-            raise EngineClosedError(_CLOSED)
-        # Who waits is not overtaken by who comes later.
-        if not self._waiting and self._has_room(count):
-            self._free -= count
+        if self.take_nowait(count):
             return
         ticket = (count, trio.Event())
         self._waiting.append(ticket)

@@ -6,7 +6,6 @@ remembers what every host made of every recipient, and settles each of them exac
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from engine.delivery.verdict import Verdict, ours
@@ -100,7 +99,7 @@ class Attempt:
         """
         self.message = message
         self.recipients = recipients
-        self.waiting: list[int] = list(range(len(recipients)))
+        self.waiting = [0] if len(recipients) == 1 else [*range(len(recipients))]
         self.walk: Walk | None = None
         self.lockstep = False
         self.redo: Candidate | None = None
@@ -111,9 +110,9 @@ class Attempt:
         self._settle = settle
         self._submitted_at = submitted_at
         self._route_seconds = route_seconds
-        self._asked_here: set[int] = set()
+        self._asked_here: set[int] | None = None
         # What the hosts so far made of a recipient, last one last.
-        self._last: dict[int, list[_Report]] = {}
+        self._last: dict[int, list[_Report]] | None = None
 
     @property
     def is_done(self) -> bool:
@@ -129,13 +128,12 @@ class Attempt:
     @property
     def unasked(self) -> list[int]:
         """Places of those the present host has not decided on."""
-        if not self._asked_here:
-            return self.waiting
-        return [index for index in self.waiting if index not in self._asked_here]
+        asked = self._asked_here
+        return [index for index in self.waiting if index not in asked] if asked else self.waiting
 
     def arrive(self) -> None:
         """Begin with another host: everybody still waiting is to be asked there."""
-        self._asked_here.clear()
+        self._asked_here = None
         self.lockstep = False
 
     def begin_here(self) -> None:
@@ -148,30 +146,34 @@ class Attempt:
         self, index: int, verdict: Verdict, now: float, carriage: Carriage = _NO_CARRIAGE
     ) -> None:
         """Take a host's verdict on one recipient: settle it, or remember it for the next host."""
-        peer, features, transaction, timings, transcript = carriage
-        _, connect, tls, hello, in_transaction, _ = timings
+        status, stage, cause, text, scope, reply, enhanced, is_here_only = verdict
+        peer, features, transaction, (_, connect, tls, hello, seconds, _), transcript = carriage
+        total = now - self._submitted_at
         outcome = Outcome(
-            message=self.message.id,
-            recipient=self.recipients[index].address,
-            status=verdict.status,
-            scope=verdict.scope,
-            stage=verdict.stage,
-            cause=verdict.cause,
-            reply=verdict.reply,
-            enhanced=verdict.enhanced,
-            text=verdict.text,
-            peer=peer,
-            transaction=transaction,
-            features=features,
-            timings=Timings(
-                self._route_seconds, connect, tls, hello, in_transaction, now - self._submitted_at
-            ),
-            attempts=self._tried(index) if self._last else (),
-            transcript=transcript,
+            self.message.id,
+            self.recipients[index].address,
+            status,
+            stage,
+            cause,
+            text,
+            scope,
+            reply,
+            enhanced,
+            peer,
+            None,
+            transaction,
+            features,
+            Timings(self._route_seconds, connect, tls, hello, seconds, total),
+            self._tried(index) if self._last else (),
+            transcript,
         )
-        if verdict.may_go_on:
+        if status is not Status.DELIVERED and verdict.may_go_on:
+            if self._asked_here is None:
+                self._asked_here = set()
             self._asked_here.add(index)
-            self._last.setdefault(index, []).append((outcome, verdict.is_here_only))
+            if self._last is None:
+                self._last = {}
+            self._last.setdefault(index, []).append((outcome, is_here_only))
         else:
             self.waiting.remove(index)
             self._settle(outcome)
@@ -184,10 +186,9 @@ class Attempt:
     def give_up(self, now: float) -> None:
         """Settle everybody who is left: there is no host to go on to."""
         for index in self.waiting:
-            reports = self._last.get(index)
+            reports = self._last.get(index) if self._last else None
             if reports is None:
                 verdict = ours(Status.DEFERRED, Cause.CONFIG, Stage.ROUTE, "no host could be tried")
-                self._asked_here.clear()
                 self._settle(self._unreported(index, verdict, now))
                 continue
             outcome, _ = reports[-1]
@@ -196,7 +197,7 @@ class Attempt:
                 enhanced = outcome.enhanced
                 if outcome.reply is None and enhanced is not None:
                     enhanced = EnhancedStatusCode(4, enhanced.subject, enhanced.detail)
-                outcome = replace(outcome, status=Status.DEFERRED, enhanced=enhanced)
+                outcome = outcome._replace(status=Status.DEFERRED, enhanced=enhanced)
             self._settle(outcome)
         self.waiting = []
 
@@ -221,7 +222,7 @@ class Attempt:
         )
 
     def _tried(self, index: int) -> tuple[Tried, ...]:
-        reports = self._last.get(index)
+        reports = self._last.get(index) if self._last else None
         return tuple([_as_tried(outcome) for outcome, _ in reports]) if reports else ()
 
 

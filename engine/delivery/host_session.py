@@ -203,6 +203,7 @@ class HostSession:
     async def make_ready(self) -> bool:
         """Make the session ready for MAIL, if it can be; RSET only where a transaction is open."""
         session = self.session
+        session.glance()
         if session.is_ready:
             return True
         if session.is_transaction_open:
@@ -247,8 +248,7 @@ class HostSession:
             if not answers:
                 self._lose(source)
                 break
-            for answer in answers:
-                self._hear(answer, source)
+            self._hear(answers, source)
         self._give_back(source)
 
     async def _wait_for_work(self, source: Source) -> bool:
@@ -334,26 +334,31 @@ class HostSession:
             self._contents += 1
             flight.content = self._contents
 
-    def _hear(self, answer: Answered, source: Source) -> None:
-        flight = self._flying[0]
-        transaction = flight.transaction
-        commands = transaction.hear(answer)
-        if commands:
-            self._say(flight, commands)
-        if transaction.due is Due.NOTHING:
-            self._land(self._flying.popleft(), source)
-        if not self.session.is_usable and answer.reply.code == 421:
+    def _hear(self, answers: Sequence[Answered], source: Source) -> None:
+        """Hand replies to the transactions they belong to, the oldest first."""
+        place, flying = 0, self._flying
+        while place < len(answers):
+            flight = flying[0]
+            transaction = flight.transaction
+            place, commands = transaction.hear_all(answers, place)
+            if commands:
+                self._say(flight, commands)
+            if transaction.due is Due.NOTHING:
+                flying.popleft()
+                self._land(flight, source)
+        if flying and answers[-1].reply.code == 421:
             # It was said to one and is meant for all: nothing behind it will be answered.
-            while self._flying:
-                flight = self._flying.popleft()
-                flight.transaction.close(answer)
+            while flying:
+                flight = flying.popleft()
+                flight.transaction.close(answers[-1])
                 self._land(flight, source)
 
     async def _send_content(self, flight: _Flight, source: Source) -> None:
         """Send a content that is read while it is sent."""
         session, stuffer = self.session, DotStuffer()
         try:
-            async with aclosing(flight.attempt.message.content.chunks()) as chunks:
+            chunks = flight.attempt.message.content.chunks()
+            async with session.listening(), aclosing(chunks):
                 async for chunk in chunks:
                     if session.has_answers or not session.is_usable:
                         break  # refused or lost midway: the reply, or its absence, tells

@@ -262,8 +262,9 @@ class SitePool:
         session.when_over = waiter.woken.set
         taken = None
         try:
-            with trio.move_on_after(seconds):
-                await waiter.woken.wait()
+            async with session.listening():
+                with trio.move_on_after(seconds):
+                    await waiter.woken.wait()
             if session.is_ready:
                 taken = waiter.attempt
         finally:

@@ -1,14 +1,17 @@
 """One SMTP session over one byte stream: a conversation, a writer and a reader.
 
 The conversation (whoever holds the `Session`) decides.  It puts *windows*, runs of pipelined
-commands, on the commands channel; each leaves in one write, and where the kernel takes no more the
-writer carries on.  The reader parses what arrives, pairs each reply with the command it answers,
-and puts runs of them on the replies channel.  So a server that answers slowly cannot deadlock a
-long list of recipients, and a refusal is seen while content is still being written.
+commands, on the commands channel; the writer puts each into one write.  The reader parses what
+arrives, pairs each reply with the command it answers, and puts runs of them on the replies channel.
+So a server that answers slowly cannot deadlock a long list of recipients, and a refusal is seen
+while content is still being written.  Both channels are bounded.
 
-The reader keeps the one deadline that a whole reply has, however it drips; the writer keeps the one
-for each block written.  What a peer may do raises in neither: it ends the session, and the
-conversation learns how from `SessionLost`.  Both channels are bounded.
+A task switch costs more than a reply.  So whoever is awake lends a hand: a window that the kernel
+takes at once is written by whoever put it on the channel, and while the conversation waits for
+replies it reads for itself.  The writer task writes what the kernel would not take; the reader task
+reads while the conversation is `listening` for something else too, and keeps the one deadline that
+a whole reply has, however it drips.  What a peer may do raises in neither: it ends the session, and
+the conversation learns how from `SessionLost`.
 
 Cancellation comes in at one place.  Conversation and reader are shielded; the writer is not, and
 when it is cancelled it looks at what is *at stake*: contents that have left to their last octet and
@@ -113,8 +116,7 @@ class Session:
 
     Attributes:
         loss: How the session ended, once it has.
-        contents_sent: How many contents were put in windows to their end.
-        contents_written: How many of them have left to their last octet, or may have.
+        contents_written: How many contents have left to their last octet, or may have.
         content_octets: Octets of content written to the peer, as they go on the wire.
         when_over: Called once when the session is lost; for whoever keeps it idle.
     """
@@ -129,7 +131,6 @@ class Session:
         grace: float = 0.0,
     ) -> None:
         self.loss: SessionLost | None = None
-        self.contents_sent = 0
         self.contents_written = 0
         self.content_octets = 0
         self.when_over: Callable[[], None] | None = None
@@ -141,7 +142,11 @@ class Session:
         self._grace = grace
         self._windows_in, self._windows = trio.open_memory_channel[Window](_CHANNEL_ITEMS)
         self._replies_in, self._replies = trio.open_memory_channel[Run](_CHANNEL_ITEMS)
+        self._runs = 0  # in the replies channel
         self._is_writing = False  # the writer task has what the kernel would not take
+        self._is_listening = False  # the reader task reads
+        self._duty = trio.Event()
+        self._relieved = trio.Event()
         self._unwritten: _Parcel | None = None
         self._needed = trio.Event()
         self._answers: deque[Answered] = deque()
@@ -151,8 +156,7 @@ class Session:
         self._watch = trio.CancelScope()
         self._writing = trio.CancelScope()
         self._write_error = ""
-        self._resumed = trio.Event()
-        self._is_cancelled = False
+        self._is_cancelled = self._is_ending = False
         self._contents_heard = 0  # contents whose reply the conversation has
         # Both end with the block, or when nothing is at stake any more; see `_cancelled`.
         self._conversing = trio.CancelScope(shield=True)
@@ -188,7 +192,7 @@ class Session:
     @property
     def has_answers(self) -> bool:
         """Whether replies wait to be taken."""
-        return bool(self._answers) or self._replies.statistics().current_buffer_used > 0
+        return bool(self._answers) or self._runs > 0
 
     async def send(self, *window: Command) -> None:
         """Put a window on the commands channel.
@@ -197,17 +201,21 @@ class Session:
         than we make them; then this waits as long as the channel is full.  Never raises for what a
         peer does: when the session is lost the window goes nowhere, and the next `reply()` tells.
         """
-        if not self.is_usable:
+        if self.loss is not None or self._connection.is_spoiled:
             return
+        if self._is_ending:
+            await trio.lowlevel.checkpoint_if_cancelled()  # nobody would hear the reply
         if not self._is_writing:
             # The channel is empty: what goes in comes out at once, without a task switch.
             self._windows_in.send_nowait(window)
-            self._drain()
+            self._write_next()
             return
-        try:
-            await self._windows_in.send(window)
-        except trio.BrokenResourceError:
-            return
+        with suppress(trio.BrokenResourceError):
+            try:
+                self._windows_in.send_nowait(window)
+            except trio.WouldBlock:
+                async with self.listening():
+                    await self._windows_in.send(window)
 
     async def hear(self) -> list[Answered]:
         """Wait for replies, and return those that came, with what they answer, in order.
@@ -219,7 +227,34 @@ class Session:
             answers = list(self._answers)
             self._answers.clear()
             return answers
-        return await self._receive_run()
+        while not self._runs:
+            # Behind a failed write, last words may still come.
+            if self.loss is not None or (self._connection.is_spoiled and not self._write_error):
+                return []
+            await self._read()
+        self._runs -= 1
+        answers, self._contents_heard = self._replies.receive_nowait()
+        if self._is_cancelled:
+            self._let_cancellation_in()
+        return answers
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Let the reader read while the block waits for something else than replies.
+
+        What it reads waits on the replies channel; `has_answers` and `loss` tell at once.
+        """
+        if self._is_listening:
+            yield
+            return
+        self._is_listening = True
+        self._duty.set()
+        try:
+            yield
+        finally:
+            self._is_listening = False
+            self._watch.cancel()
+            await self._relieved.wait()
 
     async def reply(self) -> Answered:
         """Return the next reply with the command it answers.
@@ -234,13 +269,14 @@ class Session:
 
     async def replies(self, count: int) -> list[Answered]:
         """Return the next replies, in order; fewer than `count` as `hear` says."""
-        answers = self._answers
-        while len(answers) < count:
-            run = await self._receive_run()
+        found: list[Answered] = []
+        while len(found) < count:
+            run = await self.hear()
             if not run:
                 break
-            answers.extend(run)
-        return [answers.popleft() for _ in range(min(count, len(answers)))]
+            found += run
+        self._answers.extend(found[count:])
+        return found[:count]
 
     async def exchange(self, *window: Command) -> list[Answered]:
         """Send a window and return the replies to all of it, in order.
@@ -250,20 +286,6 @@ class Session:
         """
         await self.send(*window)
         return [await self.reply() for _ in window]
-
-    async def _receive_run(self) -> list[Answered]:
-        try:
-            # Behind a failed write, last words may still come.
-            if self._write_error or not self._connection.is_spoiled:
-                run = await self._replies.receive()
-            else:
-                run = self._replies.receive_nowait()
-        except (trio.EndOfChannel, trio.WouldBlock):
-            return []
-        answers, self._contents_heard = run
-        if self._is_cancelled:
-            self._let_cancellation_in()
-        return answers
 
     def hurry(self, seconds: float) -> None:
         """Wait for replies at most this many seconds from now; nothing makes it longer again."""
@@ -277,32 +299,33 @@ class Session:
 
     # -- the writer -------------------------------------------------------------------------
     #
-    # Draining the commands channel is plain code: as long as the kernel takes all, whoever put a
-    # window in drains it on the spot.  The writer task takes over when the kernel would block.
+    # As long as the kernel takes all, whoever put a window on the channel writes it on the spot.
+    # When the kernel would block, the writer task has the rest, and what comes behind it waits.
 
-    def _drain(self) -> None:
-        """Write what waits in the commands channel, as one write; the rest is the writer's."""
-        window = self._windows.receive_nowait()
-        connection = self._connection
-        was_owed = connection.owed
-        parcel = _Parcel(window, connection.send_window(window))
+    def _write_next(self) -> None:
+        """Write the next window as far as the kernel takes it; the rest is the writer task's."""
+        window, connection = self._windows.receive_nowait(), self._connection
+        was_owed = bool(connection.unanswered)
+        octets = connection.send_window(window)
         if self._scribe is not None:
             self._note(window)
-        self.contents_sent += len(parcel.ends)
         try:
-            sent = self._stream.send_nowait(parcel.octets)
+            sent = self._stream.send_nowait(octets)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._write_failed(_reason(error) or "write failed")
             return
-        if sent < len(parcel.octets):
+        if sent < len(octets):
+            self._unwritten = parcel = _Parcel(window, octets)
             self._is_writing = True
-            self._unwritten = parcel
+            self._account(parcel, sent)
             self._needed.set()
-        if parcel.has_content:
-            self._written(parcel, sent)
         else:
-            parcel.sent = sent
-        if not was_owed:
+            for command in window:
+                if command.kind in _CONTENT_KINDS:
+                    self.content_octets += len(command.octets)
+                    self.contents_written += _ends_content(command)
+        if not was_owed or window[0].kind is Kind.CONTENT:
+            # The reply to a content is waited for from its last octet on.
             self._arm()
 
     async def _write(self) -> None:
@@ -323,7 +346,7 @@ class Session:
                     with suppress(trio.WouldBlock):
                         while not self._is_writing and self.is_usable:
                             await trio.lowlevel.checkpoint_if_cancelled()
-                            self._drain()
+                            self._write_next()
             await trio.sleep_forever()  # there is nothing to write, but cancellation to watch for
         except trio.Cancelled:
             self._cancelled()
@@ -337,7 +360,7 @@ class Session:
                 # A content's last octet goes alone: while it is here nothing can have been
                 # accepted, and to be cancelled is safe.
                 await trio.lowlevel.checkpoint_if_cancelled()
-                self._written(parcel, end)
+                self._account(parcel, end)
                 block = octets[end - 1 : end]
             else:
                 stop = min(parcel.sent + _BLOCK_OCTETS, end - 1)
@@ -345,26 +368,29 @@ class Session:
             with trio.fail_after(self._block_timeout):
                 await self._stream.send_all(block)
             if parcel.sent < end:
-                self._written(parcel, parcel.sent + len(block))
+                self._account(parcel, parcel.sent + len(block))
         self._is_writing, self._unwritten = False, None
         self._arm()
 
     def _note(self, window: Sequence[Command]) -> None:
         assert self._scribe is not None
         for command in window:
-            if command.kind is Kind.CONTENT:
-                self._scribe.note(f"content, {len(command.octets)} octets")
+            octets = command.octets
+            if command.kind in (Kind.BDAT, Kind.BDAT_LAST) and octets.startswith(b"BDAT "):
+                line, _, octets = octets.partition(b"\r\n")
+                self._scribe.sent(show(line))
+            if command.kind in _CONTENT_KINDS:
+                self._scribe.note(f"content, {len(octets)} octets")
             else:
                 self._scribe.sent(command.text)
 
-    def _written(self, parcel: _Parcel, sent: int) -> None:
+    def _account(self, parcel: _Parcel, sent: int) -> None:
         """Account for a parcel that has left up to `sent`, or may be about to."""
         before, parcel.sent = parcel.sent, sent
         self.content_octets += parcel.content_within(before, sent)
         while parcel.ends and parcel.ends[0] <= sent:
             parcel.ends.popleft()
             self.contents_written += 1
-            # The reply to a content is waited for from its last octet on.
             self._arm()
 
     def _write_failed(self, reason: str) -> None:
@@ -376,45 +402,60 @@ class Session:
 
     # -- the reader -------------------------------------------------------------------------
 
-    async def _read(self) -> None:
+    async def _attend(self) -> None:
+        """Keep the deadline of the reply that is due, and read while that is asked for."""
         self._arm()
         with self._replies_in, self._reading:
             while self.loss is None:
-                unpublished: Run | None = None
-                # One scope serves many reads: its deadline may come too early, never too late.
+                # One scope serves many replies: its deadline may come too early, never too late.
                 self._watch = trio.CancelScope(deadline=self._due)
                 with self._watch:
-                    unpublished = await self._read_and_publish()
-                if self._watch.cancelled_caught:
-                    if self._now() >= self._due:
-                        self._late()
-                elif unpublished is not None:
-                    await self._replies_in.send(unpublished)
-                elif self._connection.state is State.TLS:
-                    await self._resumed.wait()
+                    await self._duty.wait()
+                    while self.loss is None and self._runs < _CHANNEL_ITEMS:
+                        await self._read()
+                    if self.loss is None:
+                        await trio.sleep_forever()  # there is enough to hear already
+                if self._watch.cancelled_caught and self._now() >= self._due:
+                    self._late()
+                if not self._is_listening and self._duty.is_set():
+                    self._duty = trio.Event()
+                    self._relieved.set()
+                    self._relieved = trio.Event()
+            self._relieved.set()
         self._writing.cancel()
         if self.when_over is not None:
             self.when_over()
 
-    async def _read_and_publish(self) -> Run | None:
-        """Read until the session is lost, TLS is due, or a run of replies finds no place."""
-        while True:
-            try:
-                octets = await self._stream.receive_some()
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                self._lose(Cause.CLOSED, self._write_error or _reason(error))
-                return None
-            self._connection.receive(octets)
-            answers = self._take_events()
-            if answers:
-                self._arm()
-                run = (answers, self._connection.contents_answered)
-                try:
-                    self._replies_in.send_nowait(run)
-                except trio.WouldBlock:
-                    return run
-            if self.loss is not None or self._connection.state is State.TLS:
-                return None
+    async def _read(self) -> None:
+        """Read once, and put the replies that are complete on their channel."""
+        try:
+            octets = await self._stream.receive_some()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._unreadable(error)
+        else:
+            self._received(octets)
+
+    def glance(self) -> None:
+        """Read what has arrived, without waiting: a reply too many must not meet the next command."""
+        try:
+            octets = self._stream.receive_nowait()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._unreadable(error)
+        else:
+            if octets is not None:
+                self._received(octets)
+
+    def _unreadable(self, error: Exception) -> None:
+        if self.loss is None:
+            self._lose(Cause.CLOSED, self._write_error or _reason(error))
+
+    def _received(self, octets: bytes) -> None:
+        self._connection.receive(octets)
+        answers = self._take_events()
+        if answers:
+            self._arm()
+            self._runs += 1
+            self._replies_in.send_nowait((answers, self._connection.contents_answered))
 
     def _take_events(self) -> list[Answered]:
         connection = self._connection
@@ -461,22 +502,21 @@ class Session:
 
     def _arm(self) -> None:
         """Start the clock of the reply whose turn has come."""
-        oldest = self._connection.oldest_owed
         if self._write_error:
             return
-        if (
-            oldest is None
-            or (oldest.kind is Kind.CONTENT and self._connection.is_content_open)
-            or (self._is_writing and self._is_unwritten_content(oldest))
-        ):
-            self._due = self._latest
-        else:
-            due = self._now() + self._timeout_of[oldest.kind]
-            self._due = min(due, self._latest)
-        self._watch_due()
+        connection = self._connection
+        due = self._latest
+        if connection.unanswered:
+            oldest = connection.unanswered[0]
+            is_open = connection.is_content_open and len(connection.unanswered) == 1
+            if not (is_open or (self._is_writing and self._is_unwritten_content(oldest))):
+                due = min(due, self._now() + self._timeout_of[oldest.kind])
+        self._due = due
+        if due < self._watch.deadline:  # noqa: PLR1730 - setting it costs, also in vain
+            self._watch.deadline = due
 
     def _watch_due(self) -> None:
-        if self._due < self._watch.deadline:  # noqa: PLR1730 - setting it costs, also in vain
+        if self._due < self._watch.deadline:  # noqa: PLR1730 - as above
             self._watch.deadline = self._due
 
     def _late(self) -> None:
@@ -497,6 +537,8 @@ class Session:
         self._connection.send_failed()
         if self._scribe is not None:
             self._scribe.note(_ENDINGS[cause])
+        # Nothing will be said any more; who waits for octets need not.
+        self._stream.close()
         self._watch.cancel()
 
     def _cancelled(self) -> None:
@@ -508,6 +550,7 @@ class Session:
     def _let_cancellation_in(self) -> None:
         """End the conversation, unless it does not have the reply to a content that has left."""
         if self._contents_heard >= self.contents_written:
+            self._is_ending = True
             self._conversing.cancel()
 
 
@@ -608,7 +651,7 @@ async def run_session(
     try:
         async with tasks_beside() as nursery:
             nursery.start_soon(session._write, name="session writer")  # noqa: SLF001
-            nursery.start_soon(session._read, name="session reader")  # noqa: SLF001
+            nursery.start_soon(session._attend, name="session reader")  # noqa: SLF001
             try:
                 with session._conversing:  # noqa: SLF001
                     yield session

@@ -24,6 +24,8 @@ from engine.smtp.command import DATA, LONE_DOT, Kind, content
 from engine.smtp.content import stuff
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from engine.delivery.envelope import Envelope
     from engine.delivery.session import SessionLost
     from engine.delivery.verdict import Verdict
@@ -113,6 +115,36 @@ class Transaction:
             return self._ask(envelope.mail)
         self._owed = len(envelope.rcpts) + 2
         return (envelope.mail, *envelope.rcpts, DATA)
+
+    def hear_all(self, answers: Sequence[Answered], start: int) -> tuple[int, tuple[Command, ...]]:
+        """Take replies as long as they are this transaction's and it has nothing to say.
+
+        Args:
+            answers: Replies to the oldest commands that have none, in order.
+            start: Where this transaction's begin.
+
+        Returns:
+            Where the next one's begin, and what to say now, if anything.
+        """
+        commands = _NONE
+        while start < len(answers) and not commands and self.due is Due.REPLIES:
+            answer = answers[start]
+            start += 1
+            command, reply, _ = answer
+            if self._owed > 1 and reply.code // 100 == 2 and not self._is_refused:
+                # The rule, taken without a call: there is more to come, and nothing to decide yet.
+                kind = command.kind
+                if kind is Kind.RCPT:
+                    self._accepted.append(self._rcpts_heard)
+                    self._rcpts_heard += 1
+                    self._owed -= 1
+                    continue
+                if kind is Kind.MAIL:
+                    self.was_heard = True
+                    self._owed -= 1
+                    continue
+            commands = self.hear(answer)
+        return start, commands
 
     def hear(self, answer: Answered) -> tuple[Command, ...]:
         """Take the reply to the oldest command that has none; return what to say now, if anything."""

@@ -37,6 +37,10 @@ class ByteStream(Protocol):
         """Return what has arrived, at least one octet; `b""` is the end.  Cancelled, nothing is lost."""
         ...
 
+    def receive_nowait(self) -> bytes | None:
+        """Return what has arrived already; `b""` is the end, `None` where nothing has."""
+        ...
+
     async def send_eof(self) -> None:
         """Say that nothing more will be sent; receiving goes on."""
         ...
@@ -90,7 +94,8 @@ class SocketStream(trio.abc.HalfCloseableStream):
             trio.BrokenResourceError: The connection is gone; `__cause__` is the `OSError`.
             trio.BusyResourceError: Another task is sending.
         """
-        self._check_sendable()
+        if self._closed or self._sending or self._sent_eof:
+            self._check_sendable()
         try:
             return self.socket.send(data)
         except BlockingIOError:
@@ -166,6 +171,24 @@ class SocketStream(trio.abc.HalfCloseableStream):
                     return self.socket.recv(size)
                 except BlockingIOError:
                     continue  # "readable" is a hint; a segment with a bad checksum breaks it
+        except OSError as error:
+            raise _translate(error) from error
+
+    def receive_nowait(self) -> bytes | None:
+        """Return what has arrived already, at most `RECEIVE_OCTETS`; `None` where nothing has.
+
+        Raises:
+            trio.ClosedResourceError: After `close`.
+            trio.BrokenResourceError: The connection is gone; `__cause__` is the `OSError`.
+        """
+        self._check_open()
+        if self._received:
+            octets, self._received = self._received, b""
+            return octets
+        try:
+            return self.socket.recv(RECEIVE_OCTETS)
+        except BlockingIOError:
+            return None
         except OSError as error:
             raise _translate(error) from error
 

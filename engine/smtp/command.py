@@ -70,8 +70,20 @@ STAGES: Final[Mapping[Kind, Stage]] = {
 }
 
 
+class Answers(Enum):
+    """How a content is answered."""
+
+    #: Once, like every command.
+    ONCE = auto()
+    #: Once for each recipient that was accepted (RFC 2033 §4.2); once where none was.
+    FOR_EACH = auto()
+    #: 353, then once for each recipient that was accepted and once for all, where the server likes
+    #: it so; else once (PRDR).
+    FOR_EACH_AND_ALL = auto()
+
+
 class Command(NamedTuple):
-    """One thing to write, that the peer answers with one reply.
+    """One thing to write, that the peer answers with one reply; a content maybe with several.
 
     A named tuple, as are the other values that every message makes several of: they cost a third.
 
@@ -81,12 +93,14 @@ class Command(NamedTuple):
         shown: How it is named in errors, logs and transcripts where `octets` may not be shown
             (credentials) or would say too much (content); `None` shows the line itself.
         is_last: `False` for a piece of content that more pieces follow.
+        answers: How a content is answered; on its last piece.
     """
 
     kind: Kind
     octets: bytes
     shown: str | None = None
     is_last: bool = True
+    answers: Answers = Answers.ONCE
 
     @property
     def text(self) -> str:
@@ -125,17 +139,31 @@ def rcpt(forward_path: bytes, parameters: Sequence[bytes] = ()) -> Command:
     return _line(Kind.RCPT, b" ".join((line, *parameters)) if parameters else line)
 
 
-def content(octets: bytes, *, is_last: bool = True) -> Command:
+def content(octets: bytes, answers: Answers = Answers.ONCE, *, is_last: bool = True) -> Command:
     """Make the content, or a piece of it: dot-stuffed, the last piece ending in the final dot."""
-    return Command(Kind.CONTENT, octets, "end of data", is_last)
+    return Command(Kind.CONTENT, octets, "end of data", is_last, answers)
 
 
-def bdat(octets: bytes, *, is_last: bool) -> Command:
+def bdat(octets: bytes, *, is_last: bool, answers: Answers = Answers.ONCE) -> Command:
     """Make BDAT with its chunk behind it (RFC 3030 §2)."""
     line = b"BDAT %d LAST\r\n" if is_last else b"BDAT %d\r\n"
     head = line % len(octets)
     kind = Kind.BDAT_LAST if is_last else Kind.BDAT
-    return Command(kind, head + octets, show(head.removesuffix(b"\r\n")))
+    return Command(kind, head + octets, _END_OF_DATA[kind], True, answers)
+
+
+def bdat_head(size: int) -> Command:
+    """Make BDAT LAST for a chunk of so many octets that `bdat_piece` sends."""
+    return Command(Kind.BDAT_LAST, b"BDAT %d LAST\r\n" % size, "end of data", is_last=False)
+
+
+def bdat_piece(octets: bytes, answers: Answers = Answers.ONCE, *, is_last: bool) -> Command:
+    """Make a piece of a chunk whose `bdat_head` was sent."""
+    return Command(Kind.BDAT_LAST, octets, "end of data", is_last, answers)
+
+
+#: What a chunk is called, as in the reference client's texts.
+_END_OF_DATA: Final = {Kind.BDAT: "sending data block", Kind.BDAT_LAST: "end of data"}
 
 
 def auth(mechanism: str, initial_response: bytes | None = None) -> Command:

@@ -12,10 +12,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from engine.smtp.command import CONNECT, ENDS_OF_CONTENT, Command, Kind
+from engine.smtp.command import CONNECT, ENDS_OF_CONTENT, Answers, Command, Kind
 from engine.smtp.errors import LocalProtocolError, RemoteProtocolError
 from engine.smtp.reply import Reply, ReplyParser
-from engine.smtp.state import SessionState, State
+from engine.smtp.state import HEARD, SessionState, State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,19 +55,25 @@ class ClientConnection:
     """The client's side of one SMTP or LMTP session.
 
     Attributes:
+        unanswered: Commands whose reply is owed, the oldest first.  A content counts once, however
+            many pieces it is sent in and however many replies it has.
         is_spoiled: Whether the two sides are, or may be, out of step: only closing is left.
-        contents_answered: How many contents had the reply to their end.
+        counts_recipients: Whether contents may be answered once for each recipient (LMTP, PRDR).
+        contents_answered: How many contents had the last reply to their end.
     """
 
     def __init__(self, *, early: bool = False) -> None:
         """Begin with the greeting owed; `early` allows commands before it (early pipelining)."""
         self._parser = ReplyParser()
         self._machine = SessionState(early=early)
-        self._owed: deque[Command] = deque([CONNECT])
+        self.unanswered: deque[Command] = deque([CONNECT])
         self._eof = False
         self.is_spoiled = False
+        self.counts_recipients = False
         self.contents_answered = 0
         self._content_open = False
+        self._accepted = 0  # recipients of the transaction that replies are heard of
+        self._more = 0  # replies that the content at the head of `unanswered` has still to have
 
     @property
     def state(self) -> State:
@@ -75,14 +81,9 @@ class ClientConnection:
         return self._machine.confirmed
 
     @property
-    def owed(self) -> int:
-        """How many replies the peer owes."""
-        return len(self._owed)
-
-    @property
     def oldest_owed(self) -> Command | None:
         """The command whose reply comes next."""
-        return self._owed[0] if self._owed else None
+        return self.unanswered[0] if self.unanswered else None
 
     @property
     def is_content_open(self) -> bool:
@@ -92,7 +93,9 @@ class ClientConnection:
     @property
     def is_ready(self) -> bool:
         """Whether a new transaction may begin: all heard, none open, not spoiled."""
-        return self._machine.confirmed is State.READY and not self._owed and not self.is_spoiled
+        return (
+            self._machine.confirmed is State.READY and not self.unanswered and not self.is_spoiled
+        )
 
     @property
     def is_transaction_open(self) -> bool:
@@ -113,13 +116,13 @@ class ClientConnection:
         if self.is_spoiled:
             raise LocalProtocolError("the session is spoiled; it can only be closed")
         if self._content_open:
-            if command.kind is not Kind.CONTENT:
+            if command.kind is not self.unanswered[-1].kind:
                 raise LocalProtocolError(f"{command.kind.name} inside the content")
-            # Its last piece stands for the content: what is owed is the reply to the final dot.
-            self._owed[-1] = command
+            # Its last piece stands for the content: what is owed is the reply to its end.
+            self.unanswered[-1] = command
         else:
             self._machine.sent(command.kind)
-            self._owed.append(command)
+            self.unanswered.append(command)
         self._content_open = not command.is_last
         return command.octets
 
@@ -137,7 +140,7 @@ class ClientConnection:
         if self.is_spoiled:
             raise LocalProtocolError("the session is spoiled; it can only be closed")
         self._machine.sent(*[command.kind for command in window])
-        self._owed += window
+        self.unanswered += window
         self._content_open = not window[-1].is_last
         return b"".join([command.octets for command in window])
 
@@ -163,18 +166,25 @@ class ClientConnection:
         It gives what `next_event` would give one by one, for the path where every message passes.
         With a 421 or anything out of turn among them, all are left for `next_event`.
         """
-        ready, owed = self._parser.ready, self._owed
-        if self._content_open or not 0 < len(ready) <= len(owed):
+        ready, unanswered = self._parser.ready, self.unanswered
+        count = len(ready)
+        if self._content_open or self.counts_recipients or not 0 < count <= len(unanswered):
             return []
-        run = list(map(Answered, owed, ready))
-        severities = tuple([421 if reply.code == 421 else reply.code // 100 for reply in ready])
-        kinds = tuple([answer.command.kind for answer in run])
-        if not self._machine.heard_run(kinds, severities, is_last=len(run) == len(owed)):
-            return []
+        state, ends, run = self._machine.confirmed, 0, list[Answered]()
+        for command, reply in zip(unanswered, ready, strict=False):
+            kind, code = command.kind, reply.code
+            new = HEARD[state][kind][code // 100]
+            if new is None or code == 421:
+                return []
+            state = new
+            if kind in ENDS_OF_CONTENT:
+                ends += 1
+            run.append(Answered(command, reply))
         ready.clear()
         for _ in run:
-            if owed.popleft().kind in ENDS_OF_CONTENT:
-                self.contents_answered += 1
+            unanswered.popleft()
+        self._machine.heard_all(state, is_last=not unanswered)
+        self.contents_answered += ends
         return run
 
     def next_event(self) -> Event | None:
@@ -210,17 +220,15 @@ class ClientConnection:
         self._machine.tls_started()
 
     def _heard(self, reply: Reply) -> Event:
-        owed = self._owed
-        if not owed:
+        unanswered = self.unanswered
+        if not unanswered:
             if reply.code == 421:
                 self.is_spoiled = True
                 self._machine.closed()
                 return Closing(reply)
             raise RemoteProtocolError("a reply to nothing that was asked", reply.encode())
-        command = owed.popleft()
-        is_early = self._content_open and command.kind is Kind.CONTENT
-        if command.kind in ENDS_OF_CONTENT:
-            self.contents_answered += 1
+        command = unanswered[0]
+        is_early = self._content_open and len(unanswered) == 1
         if is_early:
             self.is_spoiled = True
             if reply.is_positive:
@@ -229,6 +237,30 @@ class ClientConnection:
             # RFC 5321 §3.8: the peer closes.  Replies to what is still in flight will not come.
             self.is_spoiled = True
             self._machine.closed()
+        elif self.counts_recipients and self._has_more(command, reply):
+            return Answered(command, reply)
         elif self._machine.confirmed is not State.CLOSED:
-            self._machine.heard(command.kind, reply.severity, is_last=not owed)
+            self._machine.heard(command.kind, reply.severity, is_last=len(unanswered) == 1)
+        unanswered.popleft()
+        if command.kind in ENDS_OF_CONTENT:
+            self.contents_answered += 1
         return Answered(command, reply, is_early)
+
+    def _has_more(self, command: Command, reply: Reply) -> bool:
+        """Count recipients, and the replies to a content; whether this one has more to come."""
+        if command.kind is Kind.MAIL:
+            self._accepted = 0
+        elif command.kind is Kind.RCPT:
+            self._accepted += reply.is_positive
+        elif command.kind in ENDS_OF_CONTENT:
+            if self._more:
+                self._more -= 1
+            elif command.answers is Answers.FOR_EACH:
+                self._more = max(self._accepted, 1) - 1
+            elif command.answers is Answers.FOR_EACH_AND_ALL and reply.code == 353:
+                self._more = self._accepted + 1
+                return True  # the only intermediate reply a content has
+            if reply.severity == 3:
+                raise RemoteProtocolError(f"a 3yz reply to {command.kind.name}", reply.encode())
+            return self._more > 0
+        return False

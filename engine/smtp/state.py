@@ -98,6 +98,8 @@ TRANSITIONS: Final[Mapping[State, Mapping[tuple[Kind, int], State]]] = {
         (K.BDAT_LAST, NO): S.READY,
         # A server that goes on all the same is given a lone dot.
         (K.DATA, GO_ON): S.CONTENT,
+        # A chunk that was taken although there is no transaction: nothing was delivered.
+        (K.BDAT_LAST, OK): S.READY,
     },
     S.AUTH: {
         (K.AUTH_STEP, GO_ON): S.AUTH,
@@ -106,6 +108,10 @@ TRANSITIONS: Final[Mapping[State, Mapping[tuple[Kind, int], State]]] = {
     },
     S.TLS: {},  # left through tls_started() alone
     S.MAIL: {
+        # In flight behind a transaction that no content has ended: the server may say that it is
+        # still open, or open the new one.
+        (K.MAIL, NO): S.MAIL,
+        (K.MAIL, OK): S.MAIL,
         (K.RCPT, OK): S.RCPT,
         (K.RCPT, NO): S.MAIL,
         (K.DATA, NO): S.MAIL,
@@ -168,7 +174,14 @@ EARLY_BARRIERS: Final = BARRIERS - {K.CONNECT, K.EHLO}
 
 #: Rows for servers that answer so; we never ask there.
 _HEARD_ONLY: Final = frozenset(
-    {(S.READY, K.DATA), (S.MAIL, K.DATA), (S.MAIL, K.BDAT), (S.MAIL, K.BDAT_LAST)}
+    {
+        (S.READY, K.DATA),
+        (S.READY, K.BDAT_LAST),
+        (S.MAIL, K.MAIL),
+        (S.MAIL, K.DATA),
+        (S.MAIL, K.BDAT),
+        (S.MAIL, K.BDAT_LAST),
+    }
 )
 
 
@@ -201,18 +214,17 @@ def _sendable(state: State) -> dict[Kind, State]:
 
 # The table unrolled, one look-up a step: this is on the path of every command and reply.
 _SENT: Final[Mapping[State, Mapping[Kind, State]]] = {state: _sendable(state) for state in State}
-_HEARD: Final[Mapping[State, Mapping[tuple[Kind, int], State]]] = {
+#: HEARD[state][kind][first digit]: where *confirmed* goes; `None`: no such reply exists there.
+HEARD: Final[Mapping[State, Mapping[Kind, tuple[State | None, ...]]]] = {
     state: {
-        (kind, severity): new
+        kind: (None, None, *(_step(state, kind, severity) for severity in (2, 3, 4, 5)))
         for kind in Kind
-        for severity in (2, 3, 4, 5)
-        if (new := _step(state, kind, severity)) is not None
     }
     for state in State
 }
 
 
-#: Windows and runs up to this length are walked once and remembered: nearly all mail is alike.
+#: Windows up to this length are walked once and remembered: nearly all mail is alike.
 _SHORT: Final = 8
 
 
@@ -227,16 +239,6 @@ def _after_window(
         if new is None:
             raise LocalProtocolError(f"{kind.name} is not allowed in state {state.name}")
         state, last = new, kind
-    return state
-
-
-@lru_cache(maxsize=1024)
-def _after_run(state: State, kinds: tuple[Kind, ...], severities: tuple[int, ...]) -> State | None:
-    for heard in zip(kinds, severities, strict=True):
-        new = _HEARD[state].get(heard)
-        if new is None:
-            return None
-        state = new
     return state
 
 
@@ -267,23 +269,17 @@ class SessionState:
         self.assumed = walk(self.assumed, self._last, kinds, self._barriers)
         self._last = kinds[-1]
 
-    def heard_run(
-        self, kinds: tuple[Kind, ...], severities: tuple[int, ...], *, is_last: bool
-    ) -> bool:
-        """Account for replies to the oldest commands in flight, all or none of them.
+    def heard_all(self, state: State, *, is_last: bool) -> None:
+        """Account for replies to the oldest commands in flight that were found to lead to `state`.
 
-        Returns:
-            Whether such replies exist to such commands, here; `heard` tells which does not.
+        Args:
+            state: By `HEARD`, from *confirmed*.
+            is_last: Whether nothing is in flight any more.
         """
-        walk = _after_run if len(kinds) <= _SHORT else _after_run.__wrapped__
-        new = walk(self.confirmed, kinds, severities)
-        if new is None:
-            return False
-        self.confirmed = new
+        self.confirmed = state
         if is_last:
-            self.assumed = new
+            self.assumed = state
             self._last = None
-        return True
 
     def heard(self, kind: Kind, severity: int, *, is_last: bool) -> None:
         """Account for the reply to the oldest command in flight.
@@ -296,13 +292,10 @@ class SessionState:
         Raises:
             RemoteProtocolError: No such reply exists to such a command, here.
         """
-        new = _HEARD[self.confirmed].get((kind, severity))
+        new = HEARD[self.confirmed][kind][severity]
         if new is None:
             raise RemoteProtocolError(f"a {severity}yz reply to {kind.name}")
-        self.confirmed = new
-        if is_last:
-            self.assumed = new
-            self._last = None
+        self.heard_all(new, is_last=is_last)
 
     def closed(self) -> None:
         """Account for the end: 421, or the connection is gone."""

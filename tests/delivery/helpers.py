@@ -118,6 +118,13 @@ class MemoryStream(trio.abc.HalfCloseableStream):
                 return b""
             await self.incoming.change()
 
+    def receive_nowait(self) -> bytes | None:
+        if self.is_closed:
+            raise trio.ClosedResourceError
+        if self.incoming.octets or self.incoming.is_ended:
+            return self.incoming.take(65536)
+        return None
+
     async def send_eof(self) -> None:
         self.outgoing.is_ended = True
         self.outgoing.notify()

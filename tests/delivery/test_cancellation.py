@@ -107,7 +107,8 @@ class WatchedStream:
 
     def __init__(self, stream, said: bytearray) -> None:
         self._stream, self._said = stream, said
-        self.receive_some, self.close = stream.receive_some, stream.close
+        self.receive_some, self.receive_nowait = stream.receive_some, stream.receive_nowait
+        self.close = stream.close
 
     def send_nowait(self, data) -> int:
         sent = self._stream.send_nowait(data)

@@ -210,7 +210,8 @@ async def test_quit_waits_for_its_reply_only_so_long(autojump_clock):
 
 async def test_quit_is_not_said_to_a_session_that_is_out_of_step(autojump_clock):
     async with open_session(TIMEOUTS) as (session, _, server):
-        await server.say("250 nobody asked")
+        async with session.listening():
+            await server.say("250 nobody asked")
 
         await say_quit(session)
 

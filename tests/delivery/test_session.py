@@ -265,9 +265,10 @@ async def test_every_reply_of_a_window_has_a_deadline_of_its_own(autojump_clock)
     async with open_session(TIMEOUTS) as (session, _, server):
         started = trio.current_time()
         await session.send(MAIL, *[RCPT] * 4)
-        for _ in range(4):
-            await trio.sleep(15)
-            await server.say("250 ok")
+        async with session.listening():
+            for _ in range(4):
+                await trio.sleep(15)
+                await server.say("250 ok")
 
         ending = await lost(session)
 
@@ -370,7 +371,8 @@ async def test_421_with_nothing_owed_ends_the_session(autojump_clock):
     async with open_session() as (session, _, server):
         told = []
         session.when_over = lambda: told.append("over")
-        await server.say("421 4.3.2 going down")
+        async with session.listening():
+            await server.say("421 4.3.2 going down")
 
         assert told == ["over"]
         assert not session.is_ready
@@ -388,7 +390,8 @@ async def test_421_with_nothing_owed_ends_the_session(autojump_clock):
 async def test_another_reply_with_nothing_owed_spoils_the_session(autojump_clock):
     """It must never be taken for the answer to the next command."""
     async with open_session() as (session, _, server):
-        await server.say("250 by the way")
+        async with session.listening():
+            await server.say("250 by the way")
 
         assert not session.is_usable
         await session.send(MAIL)
@@ -516,10 +519,11 @@ async def test_an_early_refusal_just_before_the_last_piece_stops_it(autojump_clo
     async with open_session() as (session, _, server):
         await open_content(session, server)
         await session.send(content(b"x\r\n", is_last=False))
-        await server.say("552 5.3.4 too large")
-        await server.hear()
+        async with session.listening():
+            await server.say("552 5.3.4 too large")
+            await server.hear()
 
-        await session.send(content(b".\r\n"))
+            await session.send(content(b".\r\n"))
 
         assert await server.hear() == b""
         assert (await session.reply()).is_early
@@ -695,8 +699,9 @@ async def test_state_follows_the_replies(autojump_clock):
         assert session.is_ready
         await session.send(MAIL)
         assert not session.is_ready
-        await server.say("250 ok")
-        assert session.has_answers
+        async with session.listening():
+            await server.say("250 ok")
+            assert session.has_answers
         await session.reply()
         assert not session.has_answers
         assert session.is_transaction_open
@@ -718,6 +723,41 @@ async def test_contents_and_their_octets_are_counted(autojump_clock):
         assert (session.contents_written, session.content_octets) == (1, 13)
 
 
+async def test_a_glance_sees_what_has_come_without_waiting(autojump_clock):
+    async with open_session() as (session, client, server):
+        session.glance()
+        assert session.is_ready
+
+        server.send_nowait(b"250 by the way\r\n")
+        session.glance()
+
+        assert session.loss is not None
+        assert session.loss.cause is Cause.MALFORMED_REPLY
+        assert client.is_closed
+
+
+async def test_what_was_heard_while_listening_is_not_lost(autojump_clock):
+    async with open_session() as (session, _, server):
+        await session.send(MAIL, *[RCPT] * 20)
+        async with session.listening():
+            for number in range(20):
+                await server.say(f"250 {number}")
+
+        answers = [(await session.reply()).reply.lines[0] for _ in range(20)]
+
+    assert answers == [b"%d" % number for number in range(20)]
+
+
+async def test_a_reader_is_relieved_before_the_conversation_reads_for_itself(autojump_clock):
+    async with open_session() as (session, _, server):
+        for _ in range(5):
+            async with session.listening():
+                await wait_all_tasks_blocked()
+            await session.send(MAIL if session.is_ready else RSET)
+            server.send_nowait(b"250 ok\r\n")
+            assert (await session.reply()).reply.code == 250
+
+
 async def test_the_scribe_keeps_the_dialogue_without_the_content(autojump_clock):
     client, server = link()
     scribe = Transcript()
@@ -731,7 +771,8 @@ async def test_the_scribe_keeps_the_dialogue_without_the_content(autojump_clock)
         await session.send(content(b"secret\r\n.\r\n"))
         await server.say("250 queued")
         await session.reply()
-        await server.say("421 bye")
+        async with session.listening():
+            await server.say("421 bye")
 
     assert scribe.since(0) == (
         "S: 220 mx.test",

@@ -218,7 +218,7 @@ LOST_AT = {
     "rcpt": (RCPT, Stage.RCPT, "RCPT TO:<a@b.test>"),
     "data": (commands.DATA, Stage.DATA, "DATA"),
     "content": (commands.content(b".\r\n"), Stage.CONTENT, "sending data block"),
-    "bdat": (commands.bdat(b"x", is_last=False), Stage.CONTENT, "BDAT 1"),
+    "bdat": (commands.bdat(b"x", is_last=False), Stage.CONTENT, "sending data block"),
     "bdat last": (commands.bdat(b"x", is_last=True), Stage.CONTENT, "sending data block"),
     "rset": (commands.RSET, Stage.MAIL, "RSET"),
     "noop": (commands.NOOP, Stage.MAIL, "NOOP"),

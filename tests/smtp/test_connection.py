@@ -149,14 +149,14 @@ def test_a_dialogue_pairs_every_reply_with_its_command(dialogue, by_octet):
     for window, octets, codes in dialogue:
         owed = window or (commands.CONNECT,)
         assert [connection.send(command) for command in window] == [c.octets for c in window]
-        assert connection.owed == len(owed)
+        assert len(connection.unanswered) == len(owed)
         assert connection.oldest_owed == owed[0]
 
         heard = feed(connection, octets, by_octet=by_octet)
 
         assert answers(heard) == list(zip(owed, codes, strict=True))
         assert not any(event.is_early for event in heard)
-        assert (connection.owed, connection.oldest_owed) == (0, None)
+        assert (len(connection.unanswered), connection.oldest_owed) == (0, None)
         assert connection.unread == 0
         assert not connection.is_spoiled
 
@@ -195,7 +195,7 @@ def test_a_command_out_of_place_is_neither_owed_nor_written():
     connection = opened()
     with pytest.raises(LocalProtocolError):
         connection.send(RCPT)
-    assert connection.owed == 0
+    assert len(connection.unanswered) == 0
     connection.send(MAIL)
 
 
@@ -254,7 +254,7 @@ def test_content_in_pieces_is_one_thing_that_is_owed_one_reply():
     assert connection.send(commands.content(b"b\r\n", is_last=False)) == b"b\r\n"
     assert connection.send(last) == b".\r\n"
     assert not connection.is_content_open
-    assert connection.owed == 1
+    assert len(connection.unanswered) == 1
     assert answers(feed(connection, b"250 queued\r\n")) == [(last, 250)]
 
 
@@ -561,7 +561,7 @@ def test_whatever_a_peer_says_is_an_event_or_nothing_or_a_protocol_error(actions
             return
         if connection.state is State.TLS:
             connection.tls_started()
-        assert connection.owed == len(sent) - len(heard)
+        assert len(connection.unanswered) == len(sent) - len(heard)
         # First in, first out, however the octets came.
         assert all(one is other for one, other in zip(sent, heard, strict=False))
 

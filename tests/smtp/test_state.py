@@ -47,6 +47,7 @@ ROWS = """
     READY     DATA       3  CONTENT
     READY     DATA       N  READY
     READY     BDAT       N  READY
+    READY     BDAT_LAST  2  READY
     READY     BDAT_LAST  N  READY
 
     AUTH      AUTH_STEP  2  READY
@@ -61,6 +62,8 @@ ROWS = """
     MAIL      BDAT       N  MAIL
     MAIL      BDAT_LAST  2  READY
     MAIL      BDAT_LAST  N  MAIL
+    MAIL      MAIL       2  MAIL
+    MAIL      MAIL       N  MAIL
 
     RCPT      RCPT       2  RCPT
     RCPT      RCPT       N  RCPT

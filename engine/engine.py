@@ -110,7 +110,7 @@ class Engine:
                 next one is tried.  It must not wait, and runs for every connection.
             grace: Seconds a cancelled engine waits for replies to contents that have left.
             clock: Wall clock, seconds since the epoch.
-            rng: Shuffles hosts of equal preference.
+            rng: Shuffles hosts of equal preference, and chooses among equal proxies.
 
         Raises:
             ConfigError: Settings or routes cannot be used.
@@ -125,6 +125,7 @@ class Engine:
         self._seats = Seats(max_in_flight)
         self.outcomes = Outcomes(self._seats)
         self.events = EventStream()
+        rng = rng or Random()  # noqa: S311 - spreads load, guards nothing
         made_router = router or _default_router(
             routes,
             resolver or _default_resolver(name_servers, dns_timeout),
@@ -132,14 +133,14 @@ class Engine:
             own_names,
         )
         self._shared = Shared(
-            connector=connector or Connector(),
+            connector=connector or _default_connector(clock, rng),
             table=table,
             plan=plan,
             events=self.events,
             recorder=self._recorder,
             settle=self._settle,
             clock=clock,
-            rng=rng or Random(),  # noqa: S311 - spreads load, guards nothing
+            rng=rng,
             grace=grace,
             make_transcript=Transcript if transcripts else None,
             veto=veto,
@@ -267,6 +268,13 @@ class Engine:
 
     def _wake(self) -> None:
         self._changed.set()
+
+
+def _default_connector(clock: Callable[[], float], rng: Random) -> Connector:
+    # It brings SQLite along, and who brings a connector needs no hints for it.
+    from engine.queue.hints import MemoryHints
+
+    return Connector(hints=MemoryHints(clock=clock), rng=rng)
 
 
 def _default_resolver(name_servers: Sequence[str], timeout: float) -> Resolver:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from engine.outcome import Cause, Scope, Status
     from engine.smtp.status import EnhancedStatusCode
+
+
+#: What the name of a host begins with that is a Unix socket; its path follows.
+UNIX: Final = "unix:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +19,9 @@ class Candidate:
     """One place to connect to.
 
     Attributes:
-        host: The name the route knows it by (an MX host, a smart host, or the address itself).
-        address: IP address in its usual text form, without brackets.
+        host: The name the route knows it by (an MX host, a smart host, or the address itself), or
+            `unix:` and the path of a Unix socket.
+        address: IP address in its usual text form, without brackets; `None` for a Unix socket.
         port: TCP port where the route fixes one (`--host mx.test:2525`); it wins over the
             `port` setting.  `None` elsewhere.
         preference: Place among the route's MX preferences, from 0; lower is tried first
@@ -24,14 +29,19 @@ class Candidate:
     """
 
     host: str
-    address: str
+    address: str | None
     port: int | None = None
     preference: int = 0
 
     @property
     def is_ipv6(self) -> bool:
         """Whether the address is of the IPv6 family."""
-        return ":" in self.address
+        return self.address is not None and ":" in self.address
+
+    @property
+    def unix_path(self) -> str | None:
+        """The path, if it is a Unix socket."""
+        return self.host.removeprefix(UNIX) if self.address is None else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Final, Literal, Self, get_args
+from typing import Annotated, Final, Literal, Self, TypedDict, get_args
 from urllib.parse import unquote, urlsplit
 
 from pydantic import (
@@ -190,10 +190,13 @@ def _stream_depth(value: object) -> int | str:
 # ---- values that hold secrets -------------------------------------------------------------------
 
 _PROXY_ALLOWED: Final = (
-    '"socks5://[user:pass@]host[:port]" or "haproxy://host[:port]": one, or a list'
+    '"socks5://[user:pass@]host[:port]" or "haproxy://host[:port]", perhaps followed by '
+    '"?priority=2&weight=3&timeout=5s" (numbers up to 65535): one, or a list'
 )
 # A PROXY-protocol relay has no port of its own that the world agreed on: it stands in for port 25.
 _PROXY_PORTS: Final = {"socks5": 1080, "haproxy": 25}
+_MOST_CHOICE: Final = 65535
+_DIGITS: Final = re.compile(r"[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +209,10 @@ class Proxy:
         port: TCP port.
         username: For RFC 1929 §2, or `None`.
         password: The same; never shown.
+        priority: The higher is tried first, as in Exim.
+        weight: How often it is chosen among those of its priority, in proportion.
+        timeout: Seconds until it is given up for the next one, the handshake not counted.  Exim 5s.
+        name: `scheme://host:port`, for a person.
     """
 
     scheme: str
@@ -213,6 +220,14 @@ class Proxy:
     port: int
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    priority: int = 1
+    weight: int = 1
+    timeout: float = 5.0
+    name: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        object.__setattr__(self, "name", f"{self.scheme}://{host}:{self.port}")
 
     @classmethod
     def parse(cls, url: str) -> Self:
@@ -232,18 +247,58 @@ class Proxy:
             port = parts.port
         except ValueError:
             raise ValueError("a proxy URL with a host or port that cannot be read") from None
-        if parts.path not in {"", "/"} or parts.query or parts.fragment or port == 0:
+        if parts.path not in {"", "/"} or "#" in url or port == 0:
             raise ValueError("a proxy URL with more than a host and a port from 1 to 65535")
         host = parts.hostname or ""
         if not (_DOMAIN.match(host) or ip_text(host)):
             raise ValueError("a proxy URL without a proper host")
         username, password = _credentials(scheme, parts.username, parts.password)
-        return cls(scheme, host, port or _PROXY_PORTS[scheme], username, password)
+        port = port or _PROXY_PORTS[scheme]
+        return cls(scheme, host, port, username, password, **_choice(parts.query))
 
     def __str__(self) -> str:
-        user = "" if self.username is None else f"{self.username}:***@"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{user}{host}:{self.port}"
+        if self.username is None:
+            return self.name
+        return self.name.replace("://", f"://{self.username}:***@", 1)
+
+
+class _Choice(TypedDict, total=False):
+    """What a proxy URL may say of how the proxy is chosen."""
+
+    priority: int
+    weight: int
+    timeout: float
+
+
+def _choice(query: str) -> _Choice:
+    chosen: _Choice = {}
+    for item in query.split("&") if query else ():
+        name, _, value = item.partition("=")
+        if name in chosen:
+            raise ValueError("a proxy URL that says one thing twice")
+        if name == "priority":
+            chosen["priority"] = _small(value, 0)
+        elif name == "weight":
+            chosen["weight"] = _small(value, 1)
+        elif name == "timeout":
+            chosen["timeout"] = _patience(value)
+        else:
+            raise ValueError("a proxy URL with an unknown word behind the question mark")
+    return chosen
+
+
+def _patience(text: str) -> float:
+    try:
+        return parse_duration(int(text) if _DIGITS.fullmatch(text) else text)
+    except ValueError:
+        raise ValueError("a proxy URL with a timeout that is no duration") from None
+
+
+def _small(text: str, least: int) -> int:
+    number = int(text) if _DIGITS.fullmatch(text) else -1
+    if not least <= number <= _MOST_CHOICE:
+        raise ValueError("a proxy URL with a priority or weight out of range")
+    return number
 
 
 def _credentials(

@@ -111,9 +111,9 @@ class Settings(BaseModel):
     user_timeout: Annotated[Seconds | None, _OR_EMPTY] = None
     #: Traffic class: a name of `DSCP_NAMES` or a code point from 0 to 0x3F (RFC 2474 §3), or `None`.
     dscp: Dscp = None
-    #: TCP Fast Open (RFC 7413 §4): `connect` sends no data with the SYN, `commands` may.  Exim: on.
+    #: TCP Fast Open (RFC 7413 §3): `connect` sends no data with the SYN, `commands` may.  Exim: on.
     fast_open: Annotated[FastOpenMode, one_of(FastOpenMode)] = "connect"
-    #: Proxies to connect through; empty: none, as in Exim.
+    #: Proxies to connect through, chosen by priority and weight (`Proxy`); empty: none, as in Exim.
     proxy: Proxies = ()
 
     #: EHLO; `False` is HELO only.  Exim: on.
@@ -242,7 +242,6 @@ def _explain_one(kind: str, place: tuple[int | str, ...], facts: Mapping[str, ob
 NOT_YET: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
     {
         "protocol": ("smtp",),
-        "fast_open": ("off",),
         "early_pipelining": (False,),
         "chunking": (False,),
         "prdr": (False,),

@@ -115,7 +115,8 @@ async def open_session(
 
     Args:
         connector: Makes the connection.
-        host: `HOST[:PORT]`: a name, `192.0.2.1`, `[2001:db8::1]:2525`.  No MX lookup.
+        host: `HOST[:PORT]`: a name, `192.0.2.1`, `[2001:db8::1]:2525`; or `unix:/PATH`.  No MX
+            lookup.
         settings: How to connect and what to say; by default the usual.
         resolver: Finds the addresses of a name; by default this machine's name servers.
 

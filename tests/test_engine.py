@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import socket
 from collections import Counter
+from contextlib import asynccontextmanager
+from functools import partial
 from random import Random
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -10,17 +14,25 @@ from trio.testing import wait_all_tasks_blocked
 from engine.engine import Engine
 from engine.errors import EngineClosedError
 from engine.outcome import Cause, Outcome, Status
+from engine.testing.script import parse_script
+from engine.testing.server import play
 from engine.testing.sink import open_sink
 from tests.delivery.helpers import (
     ZONE,
     an_engine,
     message,
+    opening,
     outcomes_of,
     serving,
     settings,
     stalls,
     told,
+    transaction,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
 
 # ---- in and out ----------------------------------------------------------------------------------
 
@@ -93,6 +105,52 @@ async def test_two_engines_in_one_process(autojump_clock):
     assert first.peer is not None
     assert second.peer is not None
     assert first.peer.connection == second.peer.connection == 1
+
+
+# ---- to a Unix socket ----------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def a_unix_server(path: Path, script: str) -> AsyncIterator[None]:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        listening.setblocking(False)
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+        async with trio.open_nursery() as nursery:
+            serve = partial(play, parse_script(script)[0])
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+            yield
+            nursery.cancel_scope.cancel()
+
+
+async def test_mail_goes_to_a_unix_socket(tmp_path):
+    path = tmp_path / "smtp"
+    script = opening(False).replace("me.test", "localhost") + transaction(
+        ("a@x.test", "250 ok"), pipelined=False
+    )
+    async with a_unix_server(path, script):
+        async with Engine(routes=[("*", [f"unix:{path}"])]) as engine:
+            await engine.submit(message("a@x.test"))
+            outcome = await engine.outcomes.receive()
+
+    record = outcome.as_dict()
+    assert (record["status"], record["text"]) == ("delivered", outcome.text)
+    assert (record["host"], record["address"], record["port"]) == (f"unix:{path}", None, None)
+    assert (record["local_address"], record["connection"]) == (None, 1)
+    assert record["features"]["fast_open"] == "off"
+
+
+async def test_a_unix_socket_that_is_not_there_is_deferred(tmp_path):
+    path = tmp_path / "smtp"
+    async with Engine(routes=[("*", [f"unix:{path}"])]) as engine:
+        await engine.submit(message("a@x.test"))
+        outcome = await engine.outcomes.receive()
+
+    assert told([outcome]) == ["a@x.test deferred host connect refused -"]
+    assert outcome.text == f"connect to unix:{path}: No such file or directory"
+    record = outcome.as_dict()
+    assert (record["host"], record["address"], record["port"]) == (f"unix:{path}", None, None)
 
 
 # ---- back-pressure -------------------------------------------------------------------------------

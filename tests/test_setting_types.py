@@ -15,7 +15,10 @@ DSCP_ALLOWED = (
     "a number from 0 to 0x3F, or one of af11, af12, af13, af21, af22, af23, af31, af32, af33, "
     "af41, af42, af43, ef, lowcost, lowdelay, mincost, reliability, throughput"
 )
-PROXY_ALLOWED = '"socks5://[user:pass@]host[:port]" or "haproxy://host[:port]": one, or a list'
+PROXY_ALLOWED = (
+    '"socks5://[user:pass@]host[:port]" or "haproxy://host[:port]", perhaps followed by '
+    '"?priority=2&weight=3&timeout=5s" (numbers up to 65535): one, or a list'
+)
 COMMAND_ALLOWED = "a command: a list of its words, or one text that is split as a shell would"
 
 
@@ -175,6 +178,22 @@ def test_dscp_names_stand_for_the_octets_of_the_reference_client():
             "socks5://me:***@h.test:1080",
         ),
         ("haproxy://h.test:5000", Proxy("haproxy", "h.test", 5000), "haproxy://h.test:5000"),
+        (
+            "socks5://me:s3cret@h.test:99?priority=2&weight=3",
+            Proxy("socks5", "h.test", 99, "me", "s3cret", priority=2, weight=3),
+            "socks5://me:***@h.test:99",
+        ),
+        (
+            "haproxy://[::1]/?timeout=1.5s&priority=0",
+            Proxy("haproxy", "::1", 25, priority=0, timeout=1.5),
+            "haproxy://[::1]:25",
+        ),
+        (
+            "socks5://h.test?timeout=20",
+            Proxy("socks5", "h.test", 1080, timeout=20),
+            "socks5://h.test:1080",
+        ),
+        ("socks5://h.test?", Proxy("socks5", "h.test", 1080), "socks5://h.test:1080"),
     ],
 )
 def test_proxy_urls_are_read(url: str, proxy: Proxy, text: str):
@@ -210,6 +229,20 @@ def test_proxy_urls_are_read(url: str, proxy: Proxy, text: str):
             "a proxy URL with a user or password not of 1 to 255 octets",
         ),
         ("socks5://s3cret@h", "a proxy URL with a user or password not of 1 to 255 octets"),
+        ("socks5://u:s3cret@h#", "a proxy URL with more than a host and a port from 1 to 65535"),
+        ("socks5://u:s3cret@h?pri=2", "a proxy URL with an unknown word behind the question mark"),
+        # Here the password has a question mark in it.
+        ("socks5://u:12?s3cret@h", "a proxy URL with an unknown word behind the question mark"),
+        ("socks5://u:12?weight=s3@h", "a proxy URL with a priority or weight out of range"),
+        *[
+            (f"socks5://u:s3cret@h?{choice}", "a proxy URL with a priority or weight out of range")
+            for choice in ("priority=65536", "priority=-1", "weight=0", "weight=٣", "weight=")
+        ],
+        *[
+            (f"socks5://u:s3cret@h?{choice}", "a proxy URL with a timeout that is no duration")
+            for choice in ("timeout=0", "timeout=", "timeout=5x", "timeout=-1s", "timeout=inf")
+        ],
+        ("socks5://u:s3cret@h?weight=1&weight=2", "a proxy URL that says one thing twice"),
     ],
 )
 def test_a_bad_proxy_url_is_described_and_never_quoted(url: str, what: str):
@@ -227,6 +260,10 @@ def test_a_proxy_of_another_type_is_not_quoted_either():
     assert problems(proxy=[5]) == [
         f"proxy: found an item of type int; allowed {PROXY_ALLOWED}",
     ]
+
+
+def test_a_proxy_has_a_name_for_people_without_its_login():
+    assert Proxy.parse("socks5://me:s3cret@[::1]:99?weight=2").name == "socks5://[::1]:99"
 
 
 def test_proxies_may_be_values():

@@ -226,7 +226,6 @@ def test_the_defaults_ask_for_nothing_that_is_missing():
     ("name", "value", "expected"),
     [
         ("protocol", "lmtp", 'found "lmtp", not available yet; allowed "smtp"'),
-        ("fast_open", "connect", 'found "connect", not available yet; allowed "off"'),
         ("early_pipelining", True, "found true, not available yet; allowed false"),
         ("chunking", True, "found true, not available yet; allowed false"),
         ("prdr", True, "found true, not available yet; allowed false"),

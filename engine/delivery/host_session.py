@@ -222,7 +222,9 @@ class HostSession:
         name, address = self._settings.helo_name, self.peer.local_address
         if name is not None:
             return name
-        return f"[IPv6:{address}]" if address and ":" in address else f"[{address}]"
+        if address is None:
+            return "localhost"  # whoever listens on a Unix socket sees no more
+        return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
 
     # -- the work ---------------------------------------------------------------------------
 

@@ -105,6 +105,7 @@ class Path:
                 connect_timeout=settings.connect_timeout,
                 dscp=_traffic_octet(settings.dscp),
                 keepalive=settings.keepalive,
+                fast_open=settings.fast_open,
                 proxies=settings.proxy,
                 keepalive_idle=settings.keepalive_idle,
                 keepalive_interval=settings.keepalive_interval,

@@ -1,287 +1,191 @@
 """Make one outgoing connection: from a candidate to a byte stream and its facts.
 
-Delivery calls it for each candidate.  It chooses no candidate, tries none twice and speaks no SMTP.
+Delivery calls it for each candidate.  It chooses no candidate, tries none twice and speaks no SMTP
+of its own.  How a single socket gets connected is `engine.net.dial`'s; ways through proxies are
+`engine.net.detour`'s.
 """
 
 from __future__ import annotations
 
-import errno
-import logging
-import os
 import socket
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from random import Random
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from engine.net.detour import Detour, Way
+from engine.net.dial import Dialer
 from engine.net.errors import ConnectFailed
-from engine.net.facts import ConnectionFacts
-from engine.net.haproxy import Haproxy
-from engine.net.interface import address_family, choose_interface
-from engine.net.options import BIND_OPTIONS, options_after_connect, socket_options
+from engine.net.facts import ConnectionFacts, LinkFacts
+from engine.net.fastopen_memory import FastOpenMemory
+from engine.net.interface import interface_for
 from engine.net.port import port_for
-from engine.net.proxy import handshake
-from engine.net.socks5 import Socks5
+from engine.net.proxy_choice import ProxyMemory
 from engine.net.stream import SocketStream
 from engine.outcome import Cause, Peer, Scope
 from engine.smtp.stages import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
-    from engine.net.options import ConnectOptions, SocketOption
-    from engine.net.proxy import Dialogue
+    from engine.hints import Hints
+    from engine.net.link import Link
+    from engine.net.options import ConnectOptions
     from engine.net.stream import ByteStream
     from engine.route import Candidate
-    from engine.setting_types import Proxy
-
-_log = logging.getLogger("engine.net")
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A connection that is up; whoever holds it closes `stream`."""
+    """A connection that is up: the peer's system, or the proxy's, has answered.
+
+    Whoever holds it closes `stream`.  Who puts another stream in its place, such as TLS, keeps the
+    rest (`dataclasses.replace`).
+
+    Attributes:
+        stream: The octets.
+        facts: What is known about it.
+        link: The TCP connection beneath; `None` where there is none.
+    """
 
     stream: ByteStream
     facts: ConnectionFacts
+    link: Link | None = None
+
+    def observe(self) -> LinkFacts:
+        """Return how the TCP connection fares now; worth asking once a reply was heard."""
+        if self.link is None:
+            return LinkFacts(self.facts.fast_open, self.facts.round_trip_seconds)
+        return self.link.observe()
+
+    def note_silence(self) -> None:
+        """Take notice that the first read timed out or failed: nothing was ever heard.
+
+        It may be the doing of TCP Fast Open; then the next connection to this address goes without.
+        """
+        if self.link is not None:
+            self.link.note_silence()
 
 
 class ConnectorLike(Protocol):
     """Anything that makes connections; users may supply their own."""
 
-    async def connect(self, candidate: Candidate, options: ConnectOptions) -> Connection:
-        """Connect, or raise `ConnectFailed` and leave nothing open."""
+    async def connect(
+        self, candidate: Candidate, options: ConnectOptions, *, early_data: bytes = b""
+    ) -> Connection:
+        """Connect, or raise `ConnectFailed` and leave nothing open.
+
+        Args:
+            candidate: To whom.
+            options: How.
+            early_data: What is said first, whatever the peer says: all of it is sent.  Given only
+                where early pipelining or TLS from the first octet is in use.
+        """
         ...
 
 
 class Connector:
-    """Make TCP connections; one serves any number of tasks, for it keeps no state."""
+    """Make connections over TCP, through proxies, or to Unix sockets.
 
-    def __init__(self, socket_factory: Callable[[int, int], socket.socket] = socket.socket) -> None:
-        """Take what makes a socket of a family and a type."""
-        self._socket_factory = socket_factory
+    One serves any number of tasks: what it learns of addresses and proxies stands in the hints.
+    """
 
-    async def connect(self, candidate: Candidate, options: ConnectOptions) -> Connection:
-        """Connect to a candidate, through the first proxy that takes us where there are any.
+    def __init__(
+        self,
+        socket_factory: Callable[[int, int], socket.socket] = socket.socket,
+        *,
+        hints: Hints | None = None,
+        rng: Random | None = None,
+    ) -> None:
+        """Make one.
 
-        Cancelled or failed, it leaves no socket open.
+        Args:
+            socket_factory: Makes a socket of a family and a type.
+            hints: Keeps where TCP Fast Open had trouble and which proxies were out of reach;
+                `None`: nothing of that is remembered.
+            rng: Chooses among proxies of one priority.
+        """
+        rng = rng or Random()  # noqa: S311 - spreads load, guards nothing
+        self._dialer = Dialer(socket_factory, FastOpenMemory(hints))
+        self._detour = Detour(self._dialer, ProxyMemory(hints), rng)
+
+    async def connect(
+        self, candidate: Candidate, options: ConnectOptions, *, early_data: bytes = b""
+    ) -> Connection:
+        """Connect to a candidate, through a proxy where there are any; to a Unix socket without.
+
+        It returns when the peer's system has answered, also where early data rode in the SYN.
+        Cancelled or failed, it leaves no socket open; the peer may have got early data all the
+        same.
+
+        Args:
+            candidate: To whom.
+            options: How.
+            early_data: What is said first.  With `fast_open = commands` it rides in the SYN, as
+                far as it fits; it may arrive twice then (RFC 7413 §2.1), so it must do no harm:
+                commands or a ClientHello, never content.  What did not ride, or cannot, is sent
+                as soon as the connection stands, behind a proxy's handshake.  A peer that hangs
+                up on it is no failure here: what it said before can still be read.
 
         Raises:
             ConnectFailed: There is no connection; it says why, and who is to blame.
             ValueError: The candidate's address is no IP address, or its port out of range.
         """
         started = trio.current_time()
+        deadline = started + options.connect_timeout
         peer = Peer(candidate.host, candidate.address, port_for(candidate, options))
-        address_family(candidate.address)
-        if options.proxies:
-            way = await self._pass_a_proxy(peer, options)
+        if candidate.unix_path is not None:
+            way = await self._go_local(candidate.unix_path, peer, options)
+        elif options.proxies:
+            way = await self._detour.find(peer, options, deadline)
         else:
-            way = await self._go_straight(peer, options)
+            way = await self._go_straight(peer, options, early_data)
+        dialed = way.dialed
+        rest = early_data if way.through is not None else early_data[dialed.sent :]
+        if rest:
+            await _send_first(way.stream, rest, deadline, peer)
+        local_address, local_port = way.local or (None, None)
         facts = ConnectionFacts(
-            host=candidate.host,
-            address=candidate.address,
-            port=port_for(candidate, options),
-            local_address=way.local[0],
-            local_port=way.local[1],
+            host=peer.host,
+            address=peer.address,
+            port=peer.port,
+            local_address=local_address,
+            local_port=local_port,
             is_ipv6=candidate.is_ipv6,
             interface=way.interface,
-            proxy=way.proxy,
-            fast_open="off",
+            proxy=way.through.name if way.through is not None else None,
+            fast_open=dialed.link.fast_open if dialed.link is not None else "off",
             connect_seconds=trio.current_time() - started,
+            round_trip_seconds=dialed.round_trip,
+            through=way.through,
         )
-        return Connection(way.stream, facts)
+        return Connection(way.stream, facts, dialed.link)
 
-    async def _go_straight(self, peer: Peer, options: ConnectOptions) -> _Way:
-        interface = _choose_interface(peer, options)
-        with _deadline(options.connect_timeout, peer):
-            sock, local = await self._dial(peer, interface, options)
-        # TLS on connect comes here, under a deadline of its own.
-        return _Way(SocketStream(sock), local, interface)
+    async def _go_local(self, path: str, peer: Peer, options: ConnectOptions) -> Way:
+        dialed = await self._dialer.dial_unix(path, peer, options.connect_timeout)
+        return Way(SocketStream(dialed.socket), dialed)
 
-    async def _pass_a_proxy(self, peer: Peer, options: ConnectOptions) -> _Way:
-        """Go through the first proxy that can be connected to.
-
-        One that is connected to decides: what it refuses, the next one would too.
-        """
-        failures = []
-        deadline = trio.current_time() + options.connect_timeout
-        for proxy in options.proxies:
-            try:
-                return await self._go_through(proxy, peer, options, deadline)
-            except ConnectFailed as failure:
-                if failure.stage is Stage.PROXY:
-                    raise
-                failures.append(failure)
-        text = f"connect to {peer}: no proxy: {'; '.join(each.text for each in failures)}"
-        last = failures[-1]
-        raise ConnectFailed(Stage.PROXY, last.cause, Scope.SOURCE, text, last.errno)
-
-    async def _go_through(
-        self, proxy: Proxy, peer: Peer, options: ConnectOptions, deadline: float
-    ) -> _Way:
-        name = f"{proxy.scheme}://{_bracketed(proxy.host)}:{proxy.port}"
-        gate = Peer(name, proxy.host, proxy.port)
-        seconds = max(deadline - trio.current_time(), 0.0)
-        with _deadline(seconds, gate):
-            gate = await _find(gate)
-            # A relay binds the address that the header names; ours towards it is no matter.
-            is_relay = proxy.scheme == "haproxy"
-            interface = _choose_interface(peer if is_relay else gate, options)
-            sock, local = await self._dial(gate, None if is_relay else interface, options)
-        stream = SocketStream(sock)
-        try:
-            seconds = max(deadline - trio.current_time(), 0.0)
-            dialogue = _dialogue(proxy, peer, interface)
-            doing = f"connect to {peer} through {name}"
-            tunnel = await handshake(stream, dialogue, seconds, doing=doing)
-        except BaseException:
-            stream.close()
-            raise
-        if is_relay and interface is not None:
-            local = (interface, 0)
-        elif tunnel.bound is not None and tunnel.bound[0] not in _UNSPECIFIED:
-            local = tunnel.bound
-        return _Way(SocketStream(sock, tunnel.leftover), local, interface, name)
-
-    async def _dial(
-        self, peer: Peer, interface: str | None, options: ConnectOptions
-    ) -> tuple[socket.socket, tuple[str, int]]:
-        """Return a socket connected to an address, and our end of it."""
-        assert peer.address is not None
-        family = address_family(peer.address)
-        sock = self._open(family, peer)
-        try:
-            sock.setblocking(False)
-            _apply(sock, socket_options(options, family))
-            _bind(sock, interface, peer)
-            # Fast Open is decided here: it changes how the SYN is sent.
-            await _establish(sock, peer)
-            _apply(sock, options_after_connect(options))
-            return sock, _local_address(sock, peer)
-        except BaseException:
-            sock.close()
-            raise
-
-    def _open(self, family: socket.AddressFamily, peer: Peer) -> socket.socket:
-        try:
-            return self._socket_factory(family, socket.SOCK_STREAM)
-        except OSError as error:
-            doing = f"make a socket for {peer}"
-            raise ConnectFailed.from_os_error(Stage.CONNECT, doing, error) from error
+    async def _go_straight(self, peer: Peer, options: ConnectOptions, early_data: bytes) -> Way:
+        interface = interface_for(peer, options)
+        seconds = options.connect_timeout
+        dialed = await self._dialer.dial(peer, interface, options, seconds, early_data)
+        return Way(SocketStream(dialed.socket), dialed, dialed.local, interface)
 
 
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """A way to a peer that is open.
-
-    Attributes:
-        stream: To the peer.
-        local: Our address and port as the peer sees them, or as near as we know.
-        interface: The address we were told to connect from.
-        proxy: What it goes through, without credentials.
-    """
-
-    stream: SocketStream
-    local: tuple[str, int]
-    interface: str | None
-    proxy: str | None = None
-
-
-#: What a proxy says that will not tell where it connects from (RFC 1928 §6).
-_UNSPECIFIED: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, never bound
-
-
-def _dialogue(proxy: Proxy, peer: Peer, interface: str | None) -> Dialogue:
-    assert peer.address is not None
-    assert peer.port is not None
-    if proxy.scheme == "haproxy":
-        # A header without source has no room for the target, and that is what this is about.
-        anywhere = "::" if ":" in peer.address else "0.0.0.0"  # noqa: S104 - told, never bound
-        return Haproxy((interface or anywhere, 0), (peer.address, peer.port))
-    return Socks5(peer.address, peer.port, proxy.username, proxy.password)
-
-
-async def _find(gate: Peer) -> Peer:
-    """Look a proxy's name up as the system does: it is a neighbour, and need not be in the DNS."""
+async def _send_first(stream: SocketStream, data: bytes, deadline: float, peer: Peer) -> None:
+    """Send what is said first; a peer that hung up may have said why, so that is no failure."""
     try:
-        found = await trio.socket.getaddrinfo(gate.address, gate.port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        text = f"look up {gate.host}: {error.strerror}"
-        raise ConnectFailed(Stage.CONNECT, Cause.DNS, Scope.SOURCE, text) from error
-    return Peer(gate.host, str(found[0][4][0]), gate.port)
-
-
-def _choose_interface(peer: Peer, options: ConnectOptions) -> str | None:
-    assert peer.address is not None
-    is_ipv6 = address_family(peer.address) is socket.AF_INET6
-    interface = choose_interface(options.interface, is_ipv6)
-    if interface is None and options.interface and options.interface_strict:
-        wanted = "IPv6" if is_ipv6 else "IPv4"
-        text = (
-            f"connect to {peer}: no {wanted} address among interface {', '.join(options.interface)}"
-        )
-        raise ConnectFailed(Stage.CONNECT, Cause.CONFIG, Scope.SOURCE, text)
-    return interface
-
-
-def _apply(sock: socket.socket, plan: Iterable[SocketOption]) -> None:
-    for level, name, value in plan:
-        try:
-            sock.setsockopt(level, name, value)
-        except OSError as error:
-            # Mail without an option is better than no mail.
-            _log.debug("setsockopt(%d, %d, %d) failed: %s", level, name, value, error)
-
-
-def _bind(sock: socket.socket, interface: str | None, peer: Peer) -> None:
-    if interface is None:
+        sent = stream.send_nowait(data)
+        if sent < len(data):
+            with trio.fail_at(deadline):
+                await stream.send_all(data[sent:])
+    except trio.BrokenResourceError:
         return
-    _apply(sock, BIND_OPTIONS)
-    try:
-        sock.bind((interface, 0))
-    except OSError as error:
-        # This number means something else at connect: here the address is simply not ours.
-        cause = Cause.CONFIG if error.errno == errno.EADDRNOTAVAIL else None
-        raise ConnectFailed.from_os_error(
-            Stage.CONNECT,
-            f"bind to {interface} for {peer}",
-            error,
-            scope=Scope.SOURCE,
-            cause=cause,
-        ) from error
-
-
-@contextmanager
-def _deadline(seconds: float, peer: Peer) -> Iterator[None]:
-    try:
-        with trio.fail_after(seconds):
-            yield
     except trio.TooSlowError:
-        text = f"connect to {peer}: timed out after {seconds:g} s"
+        stream.close()
+        text = f"connect to {peer}: timed out while the first octets were sent"
         raise ConnectFailed(Stage.CONNECT, Cause.TIMEOUT, Scope.HOST, text) from None
-
-
-async def _establish(sock: socket.socket, peer: Peer) -> None:
-    # Who is already cancelled, as when the engine drains, sends no SYN any more.
-    await trio.lowlevel.checkpoint_if_cancelled()
-    number = sock.connect_ex((peer.address, peer.port))
-    if number == errno.EINPROGRESS:
-        await trio.lowlevel.wait_writable(sock)
-        number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if number:
-        error = OSError(number, os.strerror(number))
-        raise ConnectFailed.from_os_error(Stage.CONNECT, f"connect to {peer}", error) from error
-
-
-def _local_address(sock: socket.socket, peer: Peer) -> tuple[str, int]:
-    try:
-        address, port, *_ = sock.getsockname()
-    except OSError as error:
-        doing = f"find our address towards {peer}"
-        raise ConnectFailed.from_os_error(Stage.CONNECT, doing, error, cause=Cause.IO) from error
-    return address, port
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+    except BaseException:
+        stream.close()
+        raise

@@ -21,6 +21,8 @@ _CAUSES: Final[Mapping[int | None, Cause]] = {
     errno.ECONNREFUSED: Cause.REFUSED,
     # Some firewalls and overloaded servers answer a SYN, then reset.
     errno.ECONNRESET: Cause.REFUSED,
+    # No such Unix socket: its server does not run.
+    errno.ENOENT: Cause.REFUSED,
     errno.EHOSTUNREACH: Cause.UNREACHABLE,
     errno.ENETUNREACH: Cause.UNREACHABLE,
     # At connect: we have no address to reach a peer of this kind from.

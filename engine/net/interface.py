@@ -5,8 +5,15 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+from engine.net.errors import ConnectFailed
+from engine.outcome import Cause, Scope
+from engine.smtp.stages import Stage
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from engine.net.options import ConnectOptions
+    from engine.outcome import Peer
 
 
 def address_family(address: str) -> socket.AddressFamily:
@@ -52,3 +59,23 @@ def choose_interface(addresses: Sequence[str], is_ipv6: bool) -> str | None:
         if chosen is None and family is wanted:
             chosen = address
     return chosen
+
+
+def interface_for(peer: Peer, options: ConnectOptions) -> str | None:
+    """Return our address to connect to a peer from; `None`: the system chooses.
+
+    Raises:
+        ConnectFailed: There is none of its family, and `interface_strict` says there must be.
+    """
+    if not options.interface:
+        return None
+    assert peer.address is not None
+    is_ipv6 = address_family(peer.address) is socket.AF_INET6
+    interface = choose_interface(options.interface, is_ipv6)
+    if interface is None and options.interface_strict:
+        wanted = "IPv6" if is_ipv6 else "IPv4"
+        text = (
+            f"connect to {peer}: no {wanted} address among interface {', '.join(options.interface)}"
+        )
+        raise ConnectFailed(Stage.CONNECT, Cause.CONFIG, Scope.SOURCE, text)
+    return interface

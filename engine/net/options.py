@@ -13,6 +13,7 @@ from engine.net.port import resolve_port
 if TYPE_CHECKING:
     from typing import TypeAlias
 
+    from engine.choices import FastOpenMode
     from engine.setting_types import Proxy
 
 #: Arguments of `setsockopt`: level, option, value.
@@ -51,7 +52,9 @@ class ConnectOptions:
         user_timeout: Seconds that sent octets may stay unacknowledged before the kernel ends the
             connection (RFC 5482 §1), exact to the millisecond; `None`: the system's.  Where it is
             set, Linux also goes by it, not by `keepalive_count`, to give a silent peer up.
-        proxies: What connections go through, in the order to try them; empty: nothing.
+        fast_open: What TCP Fast Open may do (RFC 7413 §3): `off`; `connect`, the SYN carries a
+            cookie and nothing else; `commands`, it may carry early data, too.
+        proxies: What connections go through, whichever can be reached; empty: nothing.
 
     Raises:
         ValueError: A value is out of range; the text says which and what is allowed.
@@ -67,6 +70,7 @@ class ConnectOptions:
     keepalive_interval: float | None = None
     keepalive_count: int | None = None
     user_timeout: float | None = None
+    fast_open: FastOpenMode = "connect"
     proxies: tuple[Proxy, ...] = ()
 
     def __post_init__(self) -> None:

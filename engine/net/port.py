@@ -34,12 +34,16 @@ def resolve_port(port: int | str) -> int:
     return number
 
 
-def port_for(candidate: Candidate, options: ConnectOptions) -> int:
+def port_for(candidate: Candidate, options: ConnectOptions) -> int | None:
     """Return the port to reach a candidate at: its own where the route fixed one.
+
+    `None` for a Unix socket, which has none.
 
     Raises:
         ValueError: As for `resolve_port`.
     """
+    if candidate.address is None:
+        return None
     return resolve_port(options.port if candidate.port is None else candidate.port)
 
 

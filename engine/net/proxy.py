@@ -1,6 +1,6 @@
 """Get through a proxy: run its handshake over a stream that is connected to it.
 
-The connector calls it between connect and TLS.  It knows no proxy protocol, opens and closes
+`engine.net.detour` calls it between connect and TLS.  It knows no proxy protocol, opens and closes
 nothing, and tries nothing twice.
 """
 
@@ -67,7 +67,7 @@ class Tunnel:
 
 
 async def handshake(
-    stream: ByteStream, dialogue: Dialogue, seconds: float, *, doing: str
+    stream: ByteStream, dialogue: Dialogue, seconds: float, *, doing: str, sent: int = 0
 ) -> Tunnel:
     """Run a handshake to its end.
 
@@ -75,11 +75,12 @@ async def handshake(
     can only close it.
 
     Args:
-        stream: Connected to the proxy; nothing was sent yet.
+        stream: Connected to the proxy; nothing was sent yet but what `sent` says.
         dialogue: A fresh one, made for the target.
         seconds: How long the whole handshake may take.
         doing: What this is for and through whom, without credentials, e.g.
             `connect to mx.test [192.0.2.1]:25 through 192.0.2.9:1080`.
+        sent: How many of the dialogue's first octets are on their way, for they rode in the SYN.
 
     Raises:
         ConnectFailed: At the stage `proxy`, scope `source`: the proxy refused, answered
@@ -87,7 +88,7 @@ async def handshake(
     """
     try:
         with trio.fail_after(seconds):
-            await _converse(stream, dialogue)
+            await _converse(stream, dialogue, sent)
     except ProxyRefused as refusal:
         raise _failure(refusal.cause, f"{doing}: {refusal.text}") from refusal
     except trio.BrokenResourceError as error:
@@ -98,8 +99,8 @@ async def handshake(
     return Tunnel(dialogue.leftover, dialogue.bound)
 
 
-async def _converse(stream: ByteStream, dialogue: Dialogue) -> None:
-    to_send = dialogue.begin()
+async def _converse(stream: ByteStream, dialogue: Dialogue, sent: int) -> None:
+    to_send = dialogue.begin()[sent:]
     while True:
         if to_send:
             await stream.send_all(to_send)

@@ -72,7 +72,8 @@ class SocketStream(trio.abc.HalfCloseableStream):
             sock: The socket.
             received: Octets of the peer's that were read from it already; they come first.
         """
-        sock.setblocking(False)
+        if sock.gettimeout() != 0:
+            sock.setblocking(False)
         self._received = received
         self.socket: Final = sock
         self._closed = False

@@ -162,7 +162,11 @@ def _second(second: int) -> str:
 
 
 def _relay(peer: Peer | None) -> str:
-    return _value(f"{peer.host}[{peer.address}]:{peer.port}" if peer is not None else None)
+    if peer is None:
+        return _ABSENT
+    if peer.address is None:
+        return _value(peer.host)
+    return _value(f"{peer.host}[{peer.address}]:{peer.port}")
 
 
 def _path(recipient: str) -> str:

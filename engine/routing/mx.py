@@ -12,7 +12,7 @@ from ipaddress import IPv6Address, ip_address
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
-from engine.route import Candidate, HostFailure, Route, Unroutable
+from engine.route import UNIX, Candidate, HostFailure, Route, Unroutable
 from engine.routing.families import families, family_of, is_address
 from engine.routing.site import site_name
 from engine.routing.unroutable import dns_trouble, no_such_domain, null_mx
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from engine.choices import AddressFamily
-    from engine.routing.resolver import Answer, MxRecord
+    from engine.routing.resolver import Answer, Family, MxRecord
 
 #: How many hosts of a domain, and addresses of a host, are considered.  The largest providers
 #: publish a dozen; the bounds are there for who publishes thousands.
@@ -35,7 +35,7 @@ class Host:
     """A host on its way to becoming candidates.
 
     Attributes:
-        name: Its name, or its IP address where the route names that.
+        name: Its name, or its IP address or Unix socket where the route names that.
         preference: Its MX preference, lower first.
         port: TCP port where the route fixes one.
         addresses: Its IP addresses, once they are known.
@@ -49,9 +49,14 @@ class Host:
     failure: HostFailure | None = None
 
     @property
+    def is_unix(self) -> bool:
+        """Whether it is a Unix socket, which has no address."""
+        return self.name.startswith(UNIX)
+
+    @property
     def is_settled(self) -> bool:
         """Whether there is nothing left to look up."""
-        return bool(self.addresses) or self.failure is not None
+        return bool(self.addresses) or self.failure is not None or self.is_unix
 
     def fail(self, text: str, *, is_temporary: bool = False) -> Host:
         """Return the host as one without addresses, saying why."""
@@ -166,9 +171,9 @@ def build_route(hosts: Iterable[Host], *, is_static: bool = False) -> Route:
     }
     candidates: dict[tuple[str, int | None], Candidate] = {}
     for host in hosts:
-        for address in host.addresses:
+        for address in (None,) if host.is_unix else host.addresses:
             candidate = Candidate(host.name, address, host.port, ranks[host.preference])
-            candidates.setdefault((address, host.port), candidate)
+            candidates.setdefault((address or host.name, host.port), candidate)
     return Route(
         site=site_name((host.name, host.port) for host in hosts),
         candidates=tuple(candidates.values()),
@@ -200,16 +205,22 @@ def plan(route: Route, family: AddressFamily, rng: Random) -> tuple[Candidate, .
     Returns:
         The candidates; none where the route has no address of an allowed family.
     """
-    rank = {name: position for position, name in enumerate(families(family))}
-    usable = [c for c in route.candidates if family_of(c.address) in rank]
+    # A Unix socket has no family, and no policy rules it out.
+    rank: dict[Family | None, int] = {None: -1}
+    rank |= {name: position for position, name in enumerate(families(family))}
+    usable = [c for c in route.candidates if _family(c) in rank]
     order: list[Candidate] = []
     for _, group in groupby(usable, key=lambda candidate: candidate.preference):
         equals = list(group)
         if not route.is_static:
             equals = _shuffled(equals, rng)
         # The sort is stable: the order among the addresses of one family stays.
-        order += sorted(equals, key=lambda candidate: rank[family_of(candidate.address)])
+        order += sorted(equals, key=lambda candidate: rank[_family(candidate)])
     return tuple(order)
+
+
+def _family(candidate: Candidate) -> Family | None:
+    return None if candidate.address is None else family_of(candidate.address)
 
 
 def _shuffled(group: Iterable[Candidate], rng: Random) -> list[Candidate]:

@@ -195,7 +195,7 @@ def _static_host(written: HostPort, position: int, allowed: Sequence[Family]) ->
     # The position is the preference: the operator's hosts are tried strictly in order.
     host = Host(written.host, position, written.port)
     if not written.is_address:
-        return host
+        return host  # a name to look up, or a Unix socket
     if family_of(written.host) not in allowed:
         return host.fail(f"address_family rules out {written.host}")
     return replace(host, addresses=(written.host,))

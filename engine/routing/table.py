@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
+from engine.route import UNIX
 from engine.routing.site import host_text
 
 if TYPE_CHECKING:
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
 HOST_FORMS: Final = (
     "a name or an IP address, with or without a port from 1 to 65535: "
     "mx.example.net, mx.example.net:2525, 192.0.2.1, 192.0.2.1:2525, 2001:db8::1, "
-    "[2001:db8::1]:2525"
+    "[2001:db8::1]:2525; or unix: and the absolute path of a socket: unix:/run/lmtp"
 )
 MATCH_FORMS: Final = "*, example.net, or *.example.net (its subdomains only, not itself)"
 
 # Letters, digits, hyphens, and the underscores that some host names have in spite of RFC 1123 §2.1.
 _LABEL: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
+# What the kernel has room for.  Other than ASCII could be written in several ways; a comma stands
+# between the hosts of a site.
+_PATH: Final = re.compile(r"/[!-+\--~]{1,106}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,8 @@ class HostPort:
     """A host as the operator wrote it.
 
     Attributes:
-        host: A name in lower-case A-labels, or an IP address without brackets.
+        host: A name in lower-case A-labels, an IP address without brackets, or `unix:` and the
+            path of a Unix socket.
         port: TCP port, `None` where none was given.
         is_address: Whether `host` is an IP address.
     """
@@ -42,24 +47,35 @@ class HostPort:
     port: int | None = None
     is_address: bool = False
 
+    @property
+    def is_unix(self) -> bool:
+        """Whether `host` is a Unix socket."""
+        return self.host.startswith(UNIX)
+
     def __str__(self) -> str:
         return host_text(self.host, self.port)
 
 
 def parse_host(text: str) -> HostPort:
-    """Read `HOST[:PORT]`.
+    """Read `HOST[:PORT]`, or `unix:/PATH`.
 
     Raises:
         ValueError: It is something else; the text says what is allowed.
     """
-    if text.startswith("unix:"):
-        raise ValueError(f"{text!r}: unix: sockets are not available yet; allowed: {HOST_FORMS}")
     try:
+        if text.startswith(UNIX):
+            return HostPort(_unix(text))
         host, port = _split(text)
         address = _address(host)
         return HostPort(address or read_name(host), port, is_address=address is not None)
     except ValueError as error:
         raise ValueError(f"{text[:300]!r}: {error}; allowed: {HOST_FORMS}") from None
+
+
+def _unix(text: str) -> str:
+    if not _PATH.fullmatch(text.removeprefix(UNIX)):
+        raise ValueError("no absolute path of at most 107 octets, all visible ASCII but the comma")
+    return text
 
 
 def _split(text: str) -> tuple[str, int | None]:

@@ -51,7 +51,7 @@ Without "id" a message is named by its position, from 1."""
 
 
 class HostType(click.ParamType[str]):
-    """`HOST[:PORT]`."""
+    """`HOST[:PORT]` or `unix:/PATH`."""
 
     name = "host[:port]"
 
@@ -105,7 +105,7 @@ def cli() -> None:
     type=HostType(),
     metavar="HOST[:PORT]",
     help="Send to this host instead of looking up MX records; repeat it for hosts to fall back on, "
-    "in this order. A name, 192.0.2.1, [2001:db8::1]:2525.",
+    "in this order. A name, 192.0.2.1, [2001:db8::1]:2525, or unix:/PATH for a Unix socket.",
 )
 @click.option("--config", metavar="FILE", help="Configuration, TOML.")
 @click.option(

@@ -14,7 +14,7 @@ def read_hosts(hosts: Sequence[str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Return the routes that `--host` options make: one for all domains, or none.
 
     Args:
-        hosts: Each `HOST[:PORT]`, in the order in which they are to be tried.
+        hosts: Each `HOST[:PORT]` or `unix:/PATH`, in the order in which they are to be tried.
 
     Raises:
         ValueError: One is no host; the text names it and says what is allowed.

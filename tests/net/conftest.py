@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import os
 import socket
+import struct
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,8 +21,8 @@ if TYPE_CHECKING:
 class ScriptedSocket(socket.socket):
     """A real socket whose system calls are recorded, in order, and fail where a test says so.
 
-    `fails` maps a call's name to an errno; `connect` fails at once, `later` when the connection's
-    result is asked for.
+    `fails` maps a call's name to an errno; `connect` and `sendto` fail at once, `later` when the
+    connection's result is asked for.
     """
 
     calls: list[str]
@@ -43,6 +47,12 @@ class ScriptedSocket(socket.socket):
         if "later" in self.fails:
             return errno.EINPROGRESS  # an unconnected socket counts as writable at once
         return self.fails.get("connect", 0) or super().connect_ex(address)
+
+    def sendto(self, data, flags, address):
+        self._do("sendto", f"{address} {len(data)} octets")
+        if "later" in self.fails:
+            raise BlockingIOError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
+        return super().sendto(data, flags, address)
 
     def getsockopt(self, *args):
         if args == (socket.SOL_SOCKET, socket.SO_ERROR) and "later" in self.fails:
@@ -106,3 +116,67 @@ def clogged_port(listen) -> Iterator[int]:
 def descriptors() -> Callable[[], int]:
     """Count this process's open file descriptors."""
     return lambda: len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+# ---- a network of its own ------------------------------------------------------------------------
+
+# From Linux' <sched.h>, <linux/sockios.h> and <linux/if.h>.
+CLONE_NEWNET = 0x40000000
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 1
+
+FAST_OPEN_SETTING = Path("/proc/sys/net/ipv4/tcp_fastopen")
+
+
+def _call(function, *arguments: int) -> None:
+    if function(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _switch_fast_open_on() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
+    FAST_OPEN_SETTING.write_text("3")
+
+
+def _unavailable(error: OSError) -> None:
+    if os.environ.get("CI") == "true":
+        raise error
+    pytest.skip(f"a network of its own takes root (CAP_SYS_ADMIN): {error}")
+
+
+@pytest.fixture
+def fast_open_network() -> Iterator[Path]:
+    """A network with nothing but loopback, where TCP Fast Open is on for clients and servers.
+
+    This machine's own network and settings stay as they are, and no cookie is known in there.
+    Yields the file that holds the setting.  Making a network takes root: elsewhere the test is
+    skipped, and under CI it fails.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Of the thread: tests run in one thread, and what it makes lives in its network.
+    with open("/proc/thread-self/ns/net", "rb") as home:  # noqa: PTH123 - for its descriptor
+        try:
+            _call(libc.unshare, CLONE_NEWNET)
+        except OSError as error:
+            _unavailable(error)
+        try:
+            _switch_fast_open_on()
+        except OSError as error:
+            _call(libc.setns, home.fileno(), CLONE_NEWNET)
+            _unavailable(error)
+        yield FAST_OPEN_SETTING
+        _call(libc.setns, home.fileno(), CLONE_NEWNET)
+
+
+@pytest.fixture
+def fast_listen(fast_open_network: Path, listen: Callable[..., socket.socket]):
+    """Make listening sockets that take Fast Open, as `listen` makes others."""
+
+    def make(address: str = "127.0.0.1", backlog: int = 8) -> socket.socket:
+        sock = listen(address, backlog)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 8)
+        return sock
+
+    return make

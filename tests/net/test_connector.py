@@ -14,12 +14,14 @@ import pytest
 import trio
 import trio.testing
 
-from engine.net.connector import Connector
+from engine.net.connector import Connection, Connector
 from engine.net.errors import ConnectFailed
-from engine.net.facts import ConnectionFacts
+from engine.net.facts import ConnectionFacts, LinkFacts
 from engine.net.options import ConnectOptions
+from engine.net.stream import SocketStream
 from engine.outcome import Cause, Scope
 from engine.route import Candidate
+from engine.setting_types import Proxy
 from engine.smtp.stages import Stage
 
 if TYPE_CHECKING:
@@ -41,6 +43,11 @@ async def failure(connector=None, to=None, options=None) -> ConnectFailed:
     with pytest.raises(ConnectFailed) as info:
         await (connector or Connector()).connect(to or candidate(), options or ConnectOptions())
     return info.value
+
+
+def plainly(**options) -> ConnectOptions:
+    """Options without Fast Open, so that the SYN is `connect`'s."""
+    return ConnectOptions(fast_open="off", **options)
 
 
 SYN = 0x02
@@ -88,7 +95,7 @@ def packets_to(port: int, sniffer: socket.socket, *, until: bytes) -> list[tuple
 async def test_octets_go_both_ways_over_ipv4_and_ipv6(listen, address):
     listener = listen(address)
     port = listener.getsockname()[1]
-    connection = await Connector().connect(candidate(address, port), ConnectOptions())
+    connection = await Connector().connect(candidate(address, port), plainly())
     async with connection.stream:
         peer, ours = listener.accept()
         with peer:
@@ -98,6 +105,7 @@ async def test_octets_go_both_ways_over_ipv4_and_ipv6(listen, address):
             assert await connection.stream.receive_some() == b"250 b\r\n"
     facts = connection.facts
     assert facts.connect_seconds >= 0
+    assert 0 < facts.round_trip_seconds < 1
     assert facts == ConnectionFacts(
         host="mx.test",
         address=address,
@@ -109,6 +117,8 @@ async def test_octets_go_both_ways_over_ipv4_and_ipv6(listen, address):
         proxy=None,
         fast_open="off",
         connect_seconds=facts.connect_seconds,
+        round_trip_seconds=facts.round_trip_seconds,
+        through=None,
     )
 
 
@@ -183,9 +193,7 @@ async def test_keepalive_knobs_and_user_timeout_show_on_the_socket(listen):
 async def test_knobs_and_user_timeout_are_set_after_connect(listen, scripted):
     port = listen().getsockname()[1]
     factory, calls = scripted()
-    options = ConnectOptions(
-        keepalive_idle=61, keepalive_interval=11, keepalive_count=4, user_timeout=90
-    )
+    options = plainly(keepalive_idle=61, keepalive_interval=11, keepalive_count=4, user_timeout=90)
     connection = await Connector(factory).connect(candidate(port=port), options)
     connection.stream.close()
     assert calls[calls.index(f"connect ('127.0.0.1', {port})") + 1 :] == [
@@ -217,9 +225,7 @@ TCLASS = f"setsockopt {(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, 0xB8)}"
 async def test_dscp_is_set_before_connect(listen, scripted, address, expected):
     port = listen(address).getsockname()[1]
     factory, calls = scripted()
-    connection = await Connector(factory).connect(
-        candidate(address, port), ConnectOptions(dscp=0xB8)
-    )
+    connection = await Connector(factory).connect(candidate(address, port), plainly(dscp=0xB8))
     connection.stream.close()
     connect = calls.index(f"connect {(address, port)}")
     assert calls[2:connect] == expected
@@ -242,7 +248,7 @@ async def test_dscp_is_on_the_wire_from_the_first_syn_on(listen, sniffer, listen
 async def test_the_steps_come_in_order(listen, scripted):
     port = listen().getsockname()[1]
     factory, calls = scripted()
-    options = ConnectOptions(interface=("127.0.0.2",))
+    options = plainly(interface=("127.0.0.2",))
     connection = await Connector(factory).connect(candidate(port=port), options)
     connection.stream.close()
     assert calls == [
@@ -312,6 +318,159 @@ async def test_connect_seconds_are_the_time_it_took(listen, scripted, mock_clock
     assert connection.facts.connect_seconds == pytest.approx(1.5)
 
 
+# --- what is said first ---
+
+EARLY = b"EHLO a.test\r\n"
+
+
+@pytest.mark.parametrize("mode", ["off", "connect", "commands"])
+async def test_early_data_follows_the_handshake_where_there_is_no_cookie(listen, mode):
+    listener = listen()
+    to = candidate(port=listener.getsockname()[1])
+    options = ConnectOptions(fast_open=mode)
+    connection = await Connector().connect(to, options, early_data=EARLY)
+    peer, _ = listener.accept()
+    with peer:
+        peer.settimeout(5)
+        assert peer.recv(100) == EARLY
+        connection.stream.close()
+        assert peer.recv(100) == b""
+
+
+async def test_more_early_data_than_fits_goes_out_piece_by_piece(listen):
+    listener = listen()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    to = candidate(port=listener.getsockname()[1])
+    early = bytes(range(256)) * 20_000
+    heard = bytearray()
+
+    async def serve():
+        await trio.lowlevel.wait_readable(listener)
+        with trio.socket.from_stdlib_socket(listener.accept()[0]) as peer:
+            while octets := await peer.recv(65536):
+                heard.extend(octets)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        connection = await Connector().connect(to, ConnectOptions(), early_data=early)
+        connection.stream.close()
+    assert heard == early
+
+
+async def test_a_peer_that_takes_nothing_has_the_time_to_connect(
+    listen, autojump_clock, descriptors
+):
+    to = candidate(port=listen().getsockname()[1])
+    before = descriptors()
+    with pytest.raises(ConnectFailed) as info:
+        await Connector().connect(
+            to, ConnectOptions(connect_timeout=9), early_data=bytes(100_000_000)
+        )
+    failed = info.value
+    assert (failed.stage, failed.cause, failed.scope) == (Stage.CONNECT, Cause.TIMEOUT, Scope.HOST)
+    assert failed.text == (
+        f"connect to mx.test [127.0.0.1]:{to.port}: timed out while the first octets were sent"
+    )
+    assert trio.current_time() == pytest.approx(9)
+    assert descriptors() == before
+
+
+async def test_cancelled_while_it_sends_first_it_leaves_no_socket_open(
+    listen, autojump_clock, descriptors
+):
+    to = candidate(port=listen().getsockname()[1])
+    before = descriptors()
+    with trio.move_on_after(5) as scope:
+        await Connector().connect(to, ConnectOptions(), early_data=bytes(100_000_000))
+    assert scope.cancelled_caught
+    assert descriptors() == before
+
+
+async def test_what_a_peer_says_before_it_hangs_up_on_early_data_can_be_read(listen, monkeypatch):
+    """Busy servers refuse and hang up without having read anything."""
+    listener = listen()
+    to = candidate(port=listener.getsockname()[1])
+
+    def hang_up(stream, data):
+        peer, _ = listener.accept()
+        peer.sendall(b"421 busy\r\n")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        return send_nowait(stream, data)
+
+    send_nowait = SocketStream.send_nowait
+    monkeypatch.setattr(SocketStream, "send_nowait", hang_up)
+    connection = await Connector().connect(to, ConnectOptions(), early_data=EARLY)
+    assert await connection.stream.receive_some() == b"421 busy\r\n"
+    connection.stream.close()
+
+
+# --- Unix sockets ---
+
+
+async def test_a_unix_socket_has_a_name_and_no_address(tmp_path):
+    path = str(tmp_path / "lmtp")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        # Nothing of the network applies: neither proxy nor interface.
+        options = ConnectOptions(
+            interface=("::1",), interface_strict=True, proxies=(Proxy("socks5", HERE, 1),)
+        )
+        to = Candidate(f"unix:{path}", None)
+        connection = await Connector().connect(to, options, early_data=b"LHLO a\r\n")
+        async with connection.stream:
+            peer, _ = listener.accept()
+            with peer:
+                peer.settimeout(5)
+                assert peer.recv(100) == b"LHLO a\r\n"
+    facts = connection.facts
+    assert facts == ConnectionFacts(
+        host=f"unix:{path}",
+        address=None,
+        port=None,
+        local_address=None,
+        local_port=None,
+        is_ipv6=False,
+        interface=None,
+        proxy=None,
+        fast_open="off",
+        connect_seconds=facts.connect_seconds,
+        round_trip_seconds=None,
+        through=None,
+    )
+    assert connection.observe() == LinkFacts("off", None)
+    connection.note_silence()
+
+
+async def test_a_unix_socket_that_is_not_there_is_named_in_the_failure(descriptors):
+    before = descriptors()
+    failed = await failure(to=Candidate("unix:/nowhere/lmtp", None))
+    assert (failed.stage, failed.cause, failed.scope) == (Stage.CONNECT, Cause.REFUSED, Scope.HOST)
+    assert failed.text == "connect to unix:/nowhere/lmtp: No such file or directory"
+    assert descriptors() == before
+
+
+# --- afterwards ---
+
+
+async def test_a_connection_can_be_observed_later_and_not_once_it_is_closed(listen):
+    to = candidate(port=listen().getsockname()[1])
+    connection = await Connector().connect(to, plainly())
+    assert connection.observe().round_trip_seconds > 0
+    connection.stream.close()
+    assert connection.observe() == LinkFacts("off", None)
+
+
+async def test_a_connection_of_another_make_can_be_asked_the_same(listen):
+    to = candidate(port=listen().getsockname()[1])
+    made = await Connector().connect(to, plainly())
+    made.stream.close()
+    other = Connection(made.stream, made.facts)
+    assert other.observe() == LinkFacts("off", made.facts.round_trip_seconds)
+    other.note_silence()
+
+
 # --- it fails ---
 
 
@@ -336,7 +495,10 @@ async def test_a_silent_peer_times_out_at_the_deadline(clogged_port, autojump_cl
     assert failed.errno is None
 
 
-@pytest.mark.parametrize("when", ["connect", "later"])
+@pytest.mark.parametrize(
+    ("when", "fast_open"),
+    [("connect", "off"), ("later", "off"), ("sendto", "connect"), ("later", "connect")],
+)
 @pytest.mark.parametrize(
     ("number", "cause", "scope"),
     [
@@ -353,10 +515,11 @@ async def test_a_silent_peer_times_out_at_the_deadline(clogged_port, autojump_cl
     ],
 )
 async def test_each_connect_error_has_its_cause_at_once_and_later(
-    scripted, number, cause, scope, when
+    scripted, number, cause, scope, when, fast_open
 ):
-    factory, _ = scripted(**{when: number})
-    failed = await failure(Connector(factory))
+    # EPERM from sendto is told from a filter of system calls by connecting as ever.
+    factory, _ = scripted(**{when: number, "connect": number})
+    failed = await failure(Connector(factory), options=ConnectOptions(fast_open=fast_open))
     assert (failed.cause, failed.scope, failed.errno) == (cause, scope, number)
     assert failed.text == f"connect to mx.test [127.0.0.1]:25: {os.strerror(number)}"
 
@@ -374,7 +537,7 @@ async def test_an_interface_that_is_not_ours_is_the_sources_fault(scripted):
     assert failed.text == (
         "bind to 192.0.2.1 for mx.test [127.0.0.1]:25: Cannot assign requested address"
     )
-    assert not any(call.startswith("connect") for call in calls)
+    assert not any(call.startswith(("connect", "sendto")) for call in calls)
 
 
 async def test_another_bind_error_is_the_sources_too(scripted):
@@ -412,30 +575,54 @@ async def test_no_descriptor_left_is_our_own_fault(scripted, number):
     assert failed.text.startswith("make a socket for mx.test [127.0.0.1]:25: ")
 
 
-async def test_an_unknown_local_address_is_a_failure(listen, scripted):
-    factory, _ = scripted(getsockname=errno.ECONNRESET)
-    failed = await failure(Connector(factory), candidate(port=listen().getsockname()[1]))
-    assert (failed.cause, failed.scope) == (Cause.IO, Scope.HOST)
+@pytest.mark.parametrize(
+    ("name", "cause", "scope", "level"),
+    [
+        ("ECONNRESET", Cause.REFUSED, Scope.HOST, logging.INFO),
+        ("ENOTCONN", Cause.REFUSED, Scope.HOST, logging.INFO),
+        ("ENOBUFS", Cause.IO, Scope.LOCAL, logging.ERROR),
+        ("EIO", Cause.IO, Scope.LOCAL, logging.ERROR),
+        ("EBADF", Cause.IO, Scope.LOCAL, logging.ERROR),
+    ],
+)
+async def test_an_unknown_local_address_is_a_failure_and_a_log_line(
+    listen, scripted, caplog, name, cause, scope, level
+):
+    number = getattr(errno, name)
+    factory, _ = scripted(getsockname=number)
+    to = candidate(port=listen().getsockname()[1])
+    with caplog.at_level(logging.INFO, "engine.net"):
+        failed = await failure(Connector(factory), to)
+    assert (failed.stage, failed.cause, failed.scope) == (Stage.CONNECT, cause, scope)
     assert failed.text.startswith("find our address towards mx.test [127.0.0.1]:")
+    assert failed.errno == number
+    (record,) = caplog.records
+    assert record.levelno == level
+    assert record.message.startswith("getsockname() failed for the connection to mx.test [127.0.0.")
 
 
 @pytest.mark.parametrize("address", ["mx.test", "[::1]", "fe80::1%lo", ""])
 async def test_a_name_in_place_of_an_address_never_reaches_the_resolver(scripted, address):
     factory, calls = scripted()
-    with pytest.raises(ValueError, match="not an IP address"):
-        await Connector(factory).connect(candidate(address), ConnectOptions())
+    for proxies in ((), (Proxy("socks5", HERE, 1),), (Proxy("haproxy", HERE, 1),)):
+        with pytest.raises(ValueError, match="not an IP address"):
+            await Connector(factory).connect(candidate(address), ConnectOptions(proxies=proxies))
     assert calls == []
 
 
 # --- nothing stays open ---
 
 
-@pytest.mark.parametrize("step", ["socket", "bind", "connect", "later", "getsockname"])
-async def test_a_failing_step_leaves_no_socket_open(listen, scripted, descriptors, step):
+@pytest.mark.parametrize("fast_open", ["off", "connect", "commands"])
+@pytest.mark.parametrize("step", ["socket", "bind", "syn", "later", "getsockname"])
+async def test_a_failing_step_leaves_no_socket_open(listen, scripted, descriptors, step, fast_open):
+    if step == "syn":
+        step = "connect" if fast_open == "off" else "sendto"
     factory, _ = scripted(**{step: errno.EIO})
     to = candidate(port=listen().getsockname()[1])
     before = descriptors()
-    failed = await failure(Connector(factory), to, ConnectOptions(interface=("127.0.0.2",)))
+    options = ConnectOptions(interface=("127.0.0.2",), fast_open=fast_open)
+    failed = await failure(Connector(factory), to, options)
     # The exception is still held, and with it every local variable on its way.
     assert failed.errno == errno.EIO
     assert descriptors() == before
@@ -479,7 +666,7 @@ async def test_a_cancelled_connect_leaves_no_socket_open(clogged_port, scripted,
         await trio.testing.wait_all_tasks_blocked()
         assert descriptors() == before + 1
         nursery.cancel_scope.cancel()
-    assert any(call.startswith("connect") for call in calls)
+    assert any(call.startswith("sendto") for call in calls)
     assert descriptors() == before
 
 
@@ -491,7 +678,7 @@ async def test_who_is_already_cancelled_sends_no_syn(listen, scripted, descripto
         scope.cancel()
         await Connector(factory).connect(to, ConnectOptions())
     assert scope.cancelled_caught
-    assert not any(call.startswith("connect") for call in calls)
+    assert not any(call.startswith(("connect", "sendto")) for call in calls)
     assert descriptors() == before
 
 

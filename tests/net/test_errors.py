@@ -25,6 +25,7 @@ def make(number, **how):
     [
         ("ECONNREFUSED", Cause.REFUSED),
         ("ECONNRESET", Cause.REFUSED),
+        ("ENOENT", Cause.REFUSED),
         ("EHOSTUNREACH", Cause.UNREACHABLE),
         ("ENETUNREACH", Cause.UNREACHABLE),
         ("EADDRNOTAVAIL", Cause.UNREACHABLE),

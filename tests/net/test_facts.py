@@ -22,6 +22,7 @@ def test_facts_cannot_be_changed_or_added_to():
         fast_open="off",
         connect_seconds=0.1,
     )
+    assert (facts.round_trip_seconds, facts.through) == (None, None)
     assert not hasattr(facts, "__dict__")
     with pytest.raises(dataclasses.FrozenInstanceError):
         facts.port = 26

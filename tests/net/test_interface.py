@@ -9,7 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.net.interface import address_family, choose_interface
+from engine.net.errors import ConnectFailed
+from engine.net.interface import address_family, choose_interface, interface_for
+from engine.net.options import ConnectOptions
+from engine.outcome import Cause, Peer, Scope
+from engine.smtp.stages import Stage
 
 MIXED = ["192.0.2.1", "2001:db8::1", "192.0.2.2", "2001:db8::2"]
 
@@ -48,3 +52,37 @@ def test_only_addresses_pass_that_the_standard_library_knows_too(text):
     except ValueError:
         return
     assert ipaddress.ip_address(text)
+
+
+@pytest.mark.parametrize(
+    ("address", "interface", "strict", "expected"),
+    [
+        ("192.0.2.9", (), False, None),
+        ("192.0.2.9", (), True, None),
+        ("192.0.2.9", MIXED, True, "192.0.2.1"),
+        ("2001:db8::9", MIXED, True, "2001:db8::1"),
+        ("192.0.2.9", ["2001:db8::1"], False, None),
+    ],
+)
+def test_a_peer_is_connected_to_from(address, interface, strict, expected):
+    options = ConnectOptions(interface=tuple(interface), interface_strict=strict)
+    assert interface_for(Peer("mx.test", address, 25), options) == expected
+
+
+@pytest.mark.parametrize(
+    ("address", "interface", "family"),
+    [("192.0.2.9", "2001:db8::1", "IPv4"), ("2001:db8::9", "192.0.2.1", "IPv6")],
+)
+def test_strict_without_an_address_of_the_family_is_the_sources_fault(address, interface, family):
+    options = ConnectOptions(interface=(interface,), interface_strict=True)
+    with pytest.raises(ConnectFailed) as info:
+        interface_for(Peer("mx.test", address, 25), options)
+    failed = info.value
+    assert (failed.stage, failed.cause, failed.scope) == (
+        Stage.CONNECT,
+        Cause.CONFIG,
+        Scope.SOURCE,
+    )
+    assert failed.text == (
+        f"connect to mx.test [{address}]:25: no {family} address among interface {interface}"
+    )

@@ -16,6 +16,7 @@ from engine.net.options import (
     options_after_connect,
     socket_options,
 )
+from engine.settings import Settings
 
 KEEPALIVE = (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
@@ -32,6 +33,8 @@ def test_defaults_are_those_of_the_settings():
     assert options.keepalive_interval is None
     assert options.keepalive_count is None
     assert options.user_timeout is None
+    assert options.fast_open == Settings().fast_open == "connect"
+    assert options.proxies == ()
 
 
 def test_options_are_a_value():

@@ -69,3 +69,7 @@ def test_the_candidates_own_port_wins():
 def test_a_candidates_port_out_of_range_is_refused():
     with pytest.raises(ValueError, match="port 0"):
         port_for(Candidate("mx.test", "192.0.2.1", port=0), ConnectOptions())
+
+
+def test_a_unix_socket_has_no_port():
+    assert port_for(Candidate("unix:/run/lmtp", None), ConnectOptions(port=24)) is None

@@ -133,6 +133,16 @@ async def test_the_proxy_protocol_sends_its_header_in_one_piece_and_reads_nothin
     assert await ours.receive_some() == GREETING
 
 
+@pytest.mark.parametrize("sent", [0, 1, 2, 3])
+async def test_what_rode_in_the_syn_is_not_sent_again(sent):
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        script = [(HELLO[sent:], b"\5\0"), (REQUEST, REPLY)]
+        nursery.start_soon(play, theirs, script, whole)
+        tunnel = await handshake(ours, Socks5(*TARGET), 5, doing=DOING, sent=sent)
+    assert tunnel == Tunnel(b"", BOUND)
+
+
 # -- it does not --------------------------------------------------------------------------------
 
 

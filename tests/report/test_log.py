@@ -126,6 +126,12 @@ def test_ipv6_peer_stands_in_brackets():
     assert values(line)["conn"] == "-"
 
 
+def test_a_peer_without_an_address_is_its_name():
+    line = log_line(replace(DELIVERED, peer=Peer("unix:/run/lmtp")), at=AT)
+
+    assert values(line)["relay"] == "unix:/run/lmtp"
+
+
 def test_recipient_given_in_angle_brackets_is_not_bracketed_twice():
     line = log_line(replace(DELIVERED, recipient="<bob@example.net>"), at=AT)
 

@@ -240,6 +240,14 @@ class TestBuildRoute:
 
         assert len(build_route(hosts, is_static=True).candidates) == 2
 
+    def test_a_unix_socket_is_a_candidate_without_an_address(self):
+        hosts = [Host("unix:/run/b", 1), Host("unix:/run/a", 2), Host("unix:/run/b", 3)]
+
+        assert build_route(hosts, is_static=True).candidates == (
+            Candidate("unix:/run/b", None, None, 0),
+            Candidate("unix:/run/a", None, None, 1),
+        )
+
 
 def route_of(*hosts, is_static=False):
     """Return a route of (name, preference, addresses)."""
@@ -341,6 +349,12 @@ class TestPlan:
                 *("2001:db8::1", "2001:db8::2", "192.0.2.9", "192.0.2.8"),
             ]
         assert addresses(route, "prefer-ipv4")[5:7] == ["192.0.2.9", "192.0.2.8"]
+
+    @pytest.mark.parametrize("family", ["any", "ipv4", "ipv6", "prefer-ipv4", "prefer-ipv6"])
+    def test_no_policy_rules_a_unix_socket_out(self, family):
+        route = route_of(("192.0.2.1", 0, ["192.0.2.1"]), ("unix:/run/a", 1, []), is_static=True)
+
+        assert plan(route, family, Random(1))[-1] == Candidate("unix:/run/a", None, None, 1)
 
     @given(
         st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.booleans()), max_size=12),

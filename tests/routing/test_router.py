@@ -304,6 +304,18 @@ class TestStaticRoutes:
         assert summary(await router.route("x.test")) == ["0 closed.test 192.0.2.80"]
         assert ("closed.test", "MX") not in dns.asked
 
+    async def test_a_unix_socket_is_neither_looked_up_nor_ruled_out(self, autojump_clock):
+        table = RouteTable([("*", ["unix:/run/Lmtp"])])
+        router, dns = make_router(table=table)
+
+        assert await router.route("x.test", "ipv6") == Route(
+            site="unix:/run/Lmtp",
+            candidates=(Candidate("unix:/run/Lmtp", None),),
+            is_static=True,
+            order="unix:/run/Lmtp",
+        )
+        assert not dns.asked
+
     async def test_a_domain_without_a_rule_goes_by_mx(self):
         router, _ = make_router(table=RouteTable([("*.example.test", ["192.0.2.9"])]))
 

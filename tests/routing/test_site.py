@@ -31,6 +31,10 @@ def test_a_port_that_the_route_fixes_is_part_of_the_site():
     assert site_name([("mx.test", 2525), ("mx.test", None)]) == "mx.test,mx.test:2525"
 
 
+def test_the_case_of_a_unix_sockets_path_counts():
+    assert site_name([("unix:/run/A", None), ("MX.test", None)]) == "mx.test,unix:/run/A"
+
+
 @given(st.lists(st.tuples(st.sampled_from(["a.test", "b.test", "::1"]), st.none() | st.just(25))))
 def test_order_and_repetition_do_not_change_a_site(hosts):
     assert site_name(hosts) == site_name(reversed(hosts)) == site_name(hosts + hosts)

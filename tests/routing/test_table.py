@@ -24,6 +24,9 @@ from engine.routing.table import HostPort, RouteTable, parse_host
         ("[2001:db8::1]", HostPort("2001:db8::1", None, is_address=True)),
         ("[2001:db8::1]:2525", HostPort("2001:db8::1", 2525, is_address=True)),
         ("::1", HostPort("::1", None, is_address=True)),
+        ("unix:/run/lmtp", HostPort("unix:/run/lmtp")),
+        ("unix:/Run/Dovecot/lmtp.sock:24", HostPort("unix:/Run/Dovecot/lmtp.sock:24")),
+        ("unix:/" + "a" * 106, HostPort("unix:/" + "a" * 106)),
     ],
 )
 def test_a_host_is_read(text, host):
@@ -65,16 +68,33 @@ def test_a_host_is_read(text, host):
         ("[2001:db8::1", "brackets go around an IP address"),
         ("[2001:db8::1]25", "brackets go around an IP address"),
         ("[::1]:", "'' is no port"),
-        ("unix:/run/lmtp", "not available yet"),
+        ("unix:", "no absolute path of at most 107 octets"),
+        ("unix:/", "no absolute path"),
+        ("unix:run/lmtp", "no absolute path"),
+        ("unix:@lmtp", "no absolute path"),
+        ("unix:/a b", "no absolute path"),
+        ("unix:/a,b", "no absolute path"),
+        ("unix:/a\0b", "no absolute path"),
+        ("unix:/bücher", "no absolute path"),
+        ("unix:/" + "a" * 107, "no absolute path"),
+        ("UNIX:/run/lmtp", "'/run/lmtp' is no port"),
     ],
 )
 def test_what_is_no_host_is_refused_with_what_is_allowed(text, reason):
     with pytest.raises(ValueError, match=reason) as refusal:
         parse_host(text)
     assert "a port from 1 to 65535: mx.example.net, mx.example.net:2525" in str(refusal.value)
+    assert "absolute path of a socket: unix:/run/lmtp" in str(refusal.value)
 
 
-@given(st.text(max_size=300))
+@pytest.mark.parametrize(
+    ("text", "is_unix"), [("unix:/run/lmtp", True), ("mx.test", False), ("::1", False)]
+)
+def test_a_host_is_a_unix_socket_or_not(text, is_unix):
+    assert parse_host(text).is_unix is is_unix
+
+
+@given(st.text(max_size=300) | st.text(max_size=120).map("unix:/".__add__))
 def test_any_text_is_a_host_or_refused_and_what_is_read_is_printable(text):
     try:
         host = parse_host(text)

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 SECTIONS = "defaults, paths, routes, routing, dns, queue, worker, retry"
 SERVERS_ALLOWED = 'IP addresses of name servers with or without a port, as "127.0.0.1:53"'
-PROXY_ALLOWED = '"socks5://[user:pass@]host[:port]" or "haproxy://host[:port]": one, or a list'
+PROXY_ALLOWED = (
+    '"socks5://[user:pass@]host[:port]" or "haproxy://host[:port]", perhaps followed by '
+    '"?priority=2&weight=3&timeout=5s" (numbers up to 65535): one, or a list'
+)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from engine.worker.hosts import read_hosts
 
 
 def test_hosts_become_one_route_for_everything_in_their_order():
-    hosts = ["b.test", "a.test:2525", "[2001:db8::1]:25"]
+    hosts = ["b.test", "a.test:2525", "[2001:db8::1]:25", "unix:/run/lmtp"]
     assert read_hosts(hosts) == (("*", tuple(hosts)),)
 
 

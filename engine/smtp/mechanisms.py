@@ -21,7 +21,7 @@ from engine.smtp.errors import CredentialsError, LocalProtocolError, SaslError, 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Rounds of key derivation done at a server's wish: about a second of CPU.  RFC 7677 §4 asks
+#: Rounds of key derivation done at a server's wish: about a second of CPU.  RFC 5802 §5.1 asks
 #: servers for 4096 or more, OWASP for 600,000.
 MAX_ITERATIONS: Final = 1_000_000
 

@@ -31,6 +31,10 @@ class ContentError(ValueError):
     """Octets that may not stand in a message: NUL, or a bare CR or LF where repair was not asked for."""
 
 
+class NotConvertibleError(ValueError):
+    """An 8-bit content that cannot be made 7-bit, or must not be; the text says what stands against it."""
+
+
 class CredentialsError(ValueError):
     """Credentials that a SASL mechanism cannot carry; the text shows nothing of them."""
 

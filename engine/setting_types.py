@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Final, Literal, Self, TypedDict, get_args
@@ -21,13 +21,17 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     PlainValidator,
     SecretStr,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from engine.showing import show
+from engine.smtp.mechanisms import MECHANISMS
 from engine.units import DURATION_ALLOWED, parse_duration
 
 
@@ -43,7 +47,6 @@ _DOMAIN: Final = re.compile(rf"(?=.{{1,255}}\Z){_LABEL}(?:\.{_LABEL})*\Z")
 _SERVICE: Final = re.compile(r"[A-Za-z][A-Za-z0-9._+-]{0,63}")
 _PRINTABLE: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 _MAILBOX: Final = re.compile(r"[^\x00-\x20\x7f-\x9f\ud800-\udfff<>]+")
-_MECHANISM: Final = re.compile(r"[A-Za-z0-9_-]{1,20}")  # RFC 4422 §3.1
 
 _PORT_ALLOWED: Final = "a number from 1 to 65535 or the name of a TCP service"
 #: Words that say "without" for a setting whose values are no plain words themselves.
@@ -342,6 +345,15 @@ def _password(value: object) -> SecretStr:
     return secret
 
 
+#: What a program may give in place of a command that prints a token: an asynchronous function that
+#: returns one.
+TokenFunction = Callable[[], Awaitable[str]]
+
+
+def _token_command(value: object) -> object:
+    return value if callable(value) else _command(value)
+
+
 def _command(value: object) -> tuple[str, ...]:
     # A command line may hold a secret, so nothing of it is shown.
     allowed = "a command: a list of its words, or one text that is split as a shell would"
@@ -363,12 +375,12 @@ def _shell_words(text: str) -> list[str]:
 
 
 def _mechanisms(value: object) -> tuple[str, ...]:
-    allowed = "SASL mechanism names: one, or a list"
+    allowed = f"one or more of {', '.join(MECHANISMS)}"
     items = _items(value, allowed)
-    names = [item for item in items if isinstance(item, str) and _MECHANISM.fullmatch(item)]
-    if len(names) != len(items):
+    names = [item.upper() for item in items if isinstance(item, str) and item.isascii()]
+    if len(names) != len(items) or not MECHANISMS.keys() >= set(names):
         raise _refusal(show(value), allowed)
-    return tuple(name.upper() for name in names)
+    return tuple(names)
 
 
 class Auth(BaseModel):
@@ -376,22 +388,43 @@ class Auth(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    #: The authentication identity.
-    username: Annotated[str, PlainValidator(_text(_PRINTABLE, "a user name"))]
+    #: SASL mechanisms we agree to use, best first, in upper case.  Empty: any that fits the kind of
+    #: secret, strongest first, but not EXTERNAL.
+    mechanisms: Annotated[tuple[str, ...], PlainValidator(_mechanisms)] = ()
+    #: The authentication identity.  `None` only where the mechanisms named do without: EXTERNAL,
+    #: whose identity is that of our certificate, and OAUTHBEARER.
+    username: Annotated[str | None, _optional(_text(_PRINTABLE, "a user name"))] = Field(
+        default=None, validate_default=True
+    )
     #: The password itself.
     password: Annotated[SecretStr | None, _optional(_password)] = None
     #: A file that holds the password; read when a connection needs it, so it can be changed.
     password_file: Annotated[str | None, _optional(_text(_PRINTABLE, "a file name"))] = None
-    #: A command that prints a token (OAuth 2.0); run without a shell.
-    token_command: Annotated[tuple[str, ...] | None, _optional(_command)] = None
-    #: SASL mechanisms we agree to use, best first, in upper case; empty: any we know.
-    mechanisms: Annotated[tuple[str, ...], PlainValidator(_mechanisms)] = ()
+    #: A command that prints a token (OAuth 2.0); run without a shell.  From Python an asynchronous
+    #: function that returns one will do.
+    token_command: Annotated[tuple[str, ...] | TokenFunction | None, _optional(_token_command)] = (
+        None
+    )
+
+    @field_validator("username")
+    @classmethod
+    def _username_where_needed(cls, value: str | None, info: ValidationInfo) -> str | None:
+        names = info.data.get("mechanisms")
+        if value is not None or names is None:  # what was refused says nothing about what it needs
+            return value
+        if not names or any(MECHANISMS[name].needs_username for name in names):
+            raise _refusal("nothing", "a value: it is needed")
+        return None
 
     @model_validator(mode="after")
     def _one_secret(self) -> Self:
         names = ("password", "password_file", "token_command")
         given = [name for name in names if getattr(self, name) is not None]
-        if len(given) != 1:
+        # EXTERNAL alone has no use for one.
+        can_do_without = self.mechanisms and all(
+            MECHANISMS[name].takes_token is None for name in self.mechanisms
+        )
+        if len(given) > 1 or not (given or can_do_without):
             raise _refusal(" and ".join(given) or "none", f"exactly one of {', '.join(names)}")
         return self
 

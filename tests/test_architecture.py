@@ -78,7 +78,7 @@ ROOM_OF["__main__"] = "worker"
 IO_MODULES = {"trio", "socket", "ssl", "select", "selectors", "threading", "sqlite3", "subprocess"}
 IO_MODULES |= {"os", "time", "random", "secrets"}
 RUNTIME_DEPENDENCIES = {"trio", "idna", "dns", "cryptography", "httpcore2"}
-RUNTIME_DEPENDENCIES |= {"pydantic", "pydantic_core", "click", "rich"}
+RUNTIME_DEPENDENCIES |= {"pydantic", "pydantic_core", "click", "rich", "scramp"}
 
 #: Modules without decisions of their own: what they hold is tested where it is used.
 UNMIRRORED = {"__init__", "__main__"}

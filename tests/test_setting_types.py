@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from engine.setting_types import DSCP_NAMES, Proxy
+from engine.setting_types import DSCP_NAMES, Auth, Proxy
 from engine.settings import Settings, explain
 
 IP_ALLOWED = "IP addresses of this host: one, or a list"
@@ -19,6 +19,7 @@ PROXY_ALLOWED = (
     '"socks5://[user:pass@]host[:port]" or "haproxy://host[:port]", perhaps followed by '
     '"?priority=2&weight=3&timeout=5s" (numbers up to 65535): one, or a list'
 )
+MECHANISMS_ALLOWED = "one or more of SCRAM-SHA-256, SCRAM-SHA-1, CRAM-MD5, PLAIN, LOGIN, OAUTHBEARER, XOAUTH2, EXTERNAL"
 COMMAND_ALLOWED = "a command: a list of its words, or one text that is split as a shell would"
 
 
@@ -348,12 +349,7 @@ def test_auth_takes_one_of_three_secrets():
         ),
         (
             {"username": "me", "password": "s3cret", "mechanisms": ["PLAIN", "NO WAY"]},
-            [
-                (
-                    'auth.mechanisms: found ["PLAIN", "NO WAY"]; '
-                    "allowed SASL mechanism names: one, or a list"
-                )
-            ],
+            [(f'auth.mechanisms: found ["PLAIN", "NO WAY"]; allowed {MECHANISMS_ALLOWED}')],
         ),
     ],
 )
@@ -362,6 +358,87 @@ def test_bad_auth_tables_are_refused_without_their_secrets(auth: object, expecte
     with pytest.raises(ValidationError) as caught:
         Settings.model_validate({"auth": auth})
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("mechanisms", "shown"),
+    [
+        ("DIGEST-MD5", '"DIGEST-MD5"'),
+        (["PLAIN", 5], '["PLAIN", 5]'),
+        ("LOG\u0131N", '"LOG\\u0131N"'),
+        ({}, "a table"),
+    ],
+)
+def test_mechanisms_that_are_not_built_are_refused(mechanisms: object, shown: str):
+    auth = {"username": "me", "password": "s3cret", "mechanisms": mechanisms}
+    assert problems(auth=auth) == [f"auth.mechanisms: found {shown}; allowed {MECHANISMS_ALLOWED}"]
+
+
+def test_refused_mechanisms_are_no_second_problem():
+    assert problems(auth={"mechanisms": "NTLM", "password": "x"}) == [
+        f'auth.mechanisms: found "NTLM"; allowed {MECHANISMS_ALLOWED}'
+    ]
+
+
+@pytest.mark.parametrize(
+    "auth",
+    [
+        {"mechanisms": ["EXTERNAL"]},
+        {"mechanisms": "external", "username": "me"},
+        {"mechanisms": ["EXTERNAL"], "username": "", "password": ""},
+        {"mechanisms": ["OAUTHBEARER"], "token_command": "get-token"},
+        {"mechanisms": ["OAUTHBEARER", "EXTERNAL"], "token_command": "get-token"},
+        {"mechanisms": ["XOAUTH2"], "username": "me", "password_file": "/run/token"},
+        {"mechanisms": ["PLAIN"], "username": "me", "token_command": "print-password"},
+    ],
+    ids=str,
+)
+def test_auth_needs_what_its_mechanisms_need(auth: dict[str, object]):
+    settings = Settings.model_validate({"auth": auth})
+    assert settings.auth is not None
+    assert settings.auth.username == (auth.get("username") or None)
+
+
+@pytest.mark.parametrize(
+    ("auth", "expected"),
+    [
+        (
+            {"mechanisms": ["OAUTHBEARER", "XOAUTH2"], "token_command": "get-token"},
+            "auth.username: found nothing; allowed a value: it is needed",
+        ),
+        (
+            {"username": "", "password": "s3cret"},
+            "auth.username: found nothing; allowed a value: it is needed",
+        ),
+        (
+            {"mechanisms": ["EXTERNAL", "PLAIN"], "username": "me"},
+            "auth: found none; allowed exactly one of password, password_file, token_command",
+        ),
+        (
+            {"mechanisms": ["OAUTHBEARER"]},
+            "auth: found none; allowed exactly one of password, password_file, token_command",
+        ),
+        (
+            {"mechanisms": ["EXTERNAL"], "password": "s3cret", "password_file": "f"},
+            (
+                "auth: found password and password_file; "
+                "allowed exactly one of password, password_file, token_command"
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_auth_without_what_its_mechanisms_need_is_refused(auth: object, expected: str):
+    assert problems(auth=auth) == [expected]
+
+
+def test_a_program_may_give_a_function_in_place_of_a_token_command():
+    async def token() -> str:
+        return "t"
+
+    assert Auth(username="me", token_command=token).token_command is token
+    settings = Settings(auth=Auth(username="me", token_command=token))
+    assert settings.auth is not None
+    assert settings.auth.token_command is token
 
 
 @pytest.mark.parametrize("word", ["", "off", "none", False, None])

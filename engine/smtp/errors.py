@@ -29,3 +29,19 @@ class AddressSyntaxError(ValueError):
 
 class ContentError(ValueError):
     """Octets that may not stand in a message: NUL, or a bare CR or LF where repair was not asked for."""
+
+
+class NotConvertibleError(ValueError):
+    """An 8-bit content that cannot be made 7-bit, or must not be; the text says what stands against it."""
+
+
+class CredentialsError(ValueError):
+    """Credentials that a SASL mechanism cannot carry; the text shows nothing of them."""
+
+
+class SaslError(ProtocolError):
+    """An AUTH exchange cannot go on; the text shows nothing of a challenge or of credentials."""
+
+
+class ServerProofError(SaslError):
+    """The server does not prove who it is (RFC 5802 §9): no other mechanism may be tried with it."""

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -101,7 +100,7 @@ def test_absent_facts_are_hyphens_and_the_keys_stay():
     ],
 )
 def test_dsn_without_an_enhanced_code_follows_the_status(status, dsn):
-    line = log_line(replace(DELIVERED, status=status, enhanced=None), at=AT)
+    line = log_line(DELIVERED._replace(status=status, enhanced=None), at=AT)
 
     assert values(line)["dsn"] == dsn
 
@@ -120,20 +119,20 @@ def test_refused_recipient_shows_the_text_that_names_the_command():
 
 
 def test_ipv6_peer_stands_in_brackets():
-    line = log_line(replace(DELIVERED, peer=Peer("mx.test", "2001:db8::1", 2525)), at=AT)
+    line = log_line(DELIVERED._replace(peer=Peer("mx.test", "2001:db8::1", 2525)), at=AT)
 
     assert values(line)["relay"] == "mx.test[2001:db8::1]:2525"
     assert values(line)["conn"] == "-"
 
 
 def test_a_peer_without_an_address_is_its_name():
-    line = log_line(replace(DELIVERED, peer=Peer("unix:/run/lmtp")), at=AT)
+    line = log_line(DELIVERED._replace(peer=Peer("unix:/run/lmtp")), at=AT)
 
     assert values(line)["relay"] == "unix:/run/lmtp"
 
 
 def test_recipient_given_in_angle_brackets_is_not_bracketed_twice():
-    line = log_line(replace(DELIVERED, recipient="<bob@example.net>"), at=AT)
+    line = log_line(DELIVERED._replace(recipient="<bob@example.net>"), at=AT)
 
     assert values(line)["to"] == "<bob@example.net>"
 
@@ -156,7 +155,7 @@ def test_recipient_given_in_angle_brackets_is_not_bracketed_twice():
 )
 def test_value_is_quoted_where_it_could_be_misread(message, shown):
     assert (
-        log_line(replace(DELIVERED, message=message), at=AT)
+        log_line(DELIVERED._replace(message=message), at=AT)
         .split(" msg=")[1]
         .startswith(shown + " to=")
     )
@@ -165,7 +164,7 @@ def test_value_is_quoted_where_it_could_be_misread(message, shown):
 def test_reply_of_a_hostile_server_stays_on_its_line():
     reply = Reply(250, (b"ok\r2026-08-23 msg=9 status=failed", b"\x1b]0;title\x07 \xff"))
 
-    line = log_line(replace(DELIVERED, reply=reply), at=AT)
+    line = log_line(DELIVERED._replace(reply=reply), at=AT)
 
     assert line.endswith(r"(250 ok\r2026-08-23 msg=9 status=failed\n\x1b]0;title\x07 \xff)")
     assert values(line)["msg"] == "7"
@@ -173,7 +172,7 @@ def test_reply_of_a_hostile_server_stays_on_its_line():
 
 
 def test_long_text_is_cut():
-    line = log_line(replace(UNROUTED, text="x" * 5000), at=AT)
+    line = log_line(UNROUTED._replace(text="x" * 5000), at=AT)
 
     assert line.endswith("(" + "x" * 1000 + "…)")
 
@@ -270,7 +269,7 @@ def test_writer_warns_of(event):
 
 
 def test_writer_cuts_what_a_peer_makes_too_long():
-    (line,) = written(replace(READY, keywords=("X" * 8000,)), level="debug")
+    (line,) = written(READY._replace(keywords=("X" * 8000,)), level="debug")
 
     assert values(line)["keywords"] == "X" * 1000 + "…"
 

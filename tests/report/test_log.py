@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -106,8 +107,7 @@ def test_dsn_without_an_enhanced_code_follows_the_status(status, dsn):
 
 
 def test_refused_recipient_shows_the_text_that_names_the_command():
-    outcome = replace(
-        DELIVERED,
+    outcome = DELIVERED._replace(
         status=Status.FAILED,
         reply=Reply(550, (b"5.1.1 no such user",)),
         text="SMTP error after RCPT TO:<a@b.test>: 550 5.1.1 no such user",
@@ -179,8 +179,7 @@ def test_long_text_is_cut():
 
 @given(st.text(), st.text(), st.binary(), st.sampled_from(Status))
 def test_any_text_gives_one_clean_line(message, text, octets, status):
-    outcome = replace(
-        DELIVERED,
+    outcome = DELIVERED._replace(
         message=message,
         recipient=message,
         text=text,
@@ -269,7 +268,7 @@ def test_writer_warns_of(event):
 
 
 def test_writer_cuts_what_a_peer_makes_too_long():
-    (line,) = written(READY._replace(keywords=("X" * 8000,)), level="debug")
+    (line,) = written(replace(READY, keywords=("X" * 8000,)), level="debug")
 
     assert values(line)["keywords"] == "X" * 1000 + "…"
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
+    from engine.hints import Hints
     from engine.message import Message
     from engine.net.connector import ConnectorLike
     from engine.outcome import Outcome, Peer
@@ -81,6 +82,7 @@ class Engine:
         own_names: Iterable[str] = (),
         router: Router | None = None,
         connector: ConnectorLike | None = None,
+        hints: Hints | None = None,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         transcripts: bool = False,
         veto: Callable[[Peer, str], str | None] | None = None,
@@ -103,6 +105,8 @@ class Engine:
             own_names: Host names that are ourselves in the same sense.
             router: Routes domains; with it the six above have no effect.
             connector: Makes connections.
+            hints: What is learned of hosts that is worth knowing next time; `None`: it is kept for
+                the life of this engine.  `engine.queue.hints.open_hints` keeps it in a file.
             max_in_flight: Recipients inside the engine, at least 1; `submit` waits beyond that.
             transcripts: Keep the SMTP dialogue of each outcome.
             veto: Asked before each connection with the peer and the name of its site; returns why
@@ -126,6 +130,7 @@ class Engine:
         self.outcomes = Outcomes(self._seats)
         self.events = EventStream()
         rng = rng or Random()  # noqa: S311 - spreads load, guards nothing
+        hints = hints if hints is not None else _default_hints(clock)
         made_router = router or _default_router(
             routes,
             resolver or _default_resolver(name_servers, dns_timeout),
@@ -133,7 +138,7 @@ class Engine:
             own_names,
         )
         self._shared = Shared(
-            connector=connector or _default_connector(clock, rng),
+            connector=connector or Connector(hints=hints, rng=rng),
             table=table,
             plan=plan,
             events=self.events,
@@ -143,6 +148,7 @@ class Engine:
             rng=rng,
             grace=grace,
             make_transcript=Transcript if transcripts else None,
+            hints=hints,
             veto=veto,
         )
         self._dispatcher = Dispatcher(self._shared, made_router, self._wake)
@@ -270,11 +276,10 @@ class Engine:
         self._changed.set()
 
 
-def _default_connector(clock: Callable[[], float], rng: Random) -> Connector:
-    # It brings SQLite along, and who brings a connector needs no hints for it.
-    from engine.queue.hints import MemoryHints
+def _default_hints(clock: Callable[[], float]) -> Hints:
+    from engine.queue.hints import MemoryHints  # it brings SQLite along
 
-    return Connector(hints=MemoryHints(clock=clock), rng=rng)
+    return MemoryHints(clock=clock)
 
 
 def _default_resolver(name_servers: Sequence[str], timeout: float) -> Resolver:

@@ -118,10 +118,10 @@ class Message:
         if self.envid is not None:
             _check_envid(self.envid)
 
-    def with_id(self, id: str) -> Message:
+    def with_id(self, name: str) -> Message:
         """Return the same message under another id."""
         return Message(
-            id,
+            name,
             self.reverse_path,
             self.recipients,
             self.content,

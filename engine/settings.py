@@ -241,14 +241,9 @@ def _explain_one(kind: str, place: tuple[int | str, ...], facts: Mapping[str, ob
 #: are checked like any and then refused; a default that is not listed acts as the first value.
 NOT_YET: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
     {
-        "protocol": ("smtp",),
+        "protocol": ("smtp", "lmtp"),
         "early_pipelining": (False,),
-        "chunking": (False,),
-        "prdr": (False,),
         "quit_pipelining": (False,),
-        "stream_depth": (1, "auto"),
-        "utf8_downconvert": ("never", "auto"),
-        "lmtp_ignore_quota": (False,),
         "tls": ("off",),
         # Without TLS everything goes in clear: who forbids that must not be passed over.
         "tls_fallback_to_clear": (True,),
@@ -267,7 +262,6 @@ NOT_YET: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
         "authenticated_sender": (None,),
         "serialize": (False,),
         "max_line_length": (0,),
-        "multi_domain": (True,),
     }
 )
 

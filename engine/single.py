@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from engine.delivery.attempt import Attempt
+from engine.delivery.carrier import Carrier
 from engine.delivery.host_session import HostSession
 from engine.delivery.session import run_session
 from engine.delivery.shared import Path, Shared
@@ -21,6 +22,7 @@ from engine.errors import EngineError
 from engine.net.errors import ConnectFailed
 from engine.outcome import Outcome, Peer
 from engine.paths import SettingsTable, refuse_unavailable
+from engine.queue.hints import MemoryHints
 from engine.report.statistics import Recorder
 from engine.report.stream import EventStream
 from engine.route import Unroutable
@@ -72,7 +74,7 @@ class SmtpSession:
         )
         # There is no second connection to try again on: the first answer stands.
         attempt.lockstep = attempt.had_stale_connection = True
-        await self._host.carry(_One(attempt))
+        await Carrier(self._host, _One(attempt)).run()
         attempt.give_up(trio.current_time())
         return outcomes
 
@@ -133,7 +135,7 @@ async def open_session(
     facts = connection.facts
     peer = Peer(facts.host, facts.address, facts.port, facts.local_address, 1)
     async with run_session(connection.stream, path.timeouts) as session:
-        there = HostSession(session, facts, peer, settings, shared, None)
+        there = HostSession(session, connection, peer, settings, shared, None)
         refusal = await there.greet()
         if refusal is not None:
             await there.quit()
@@ -178,4 +180,5 @@ def _bystander(connector: ConnectorLike, settings: Settings) -> Shared:
         rng=Random(),  # noqa: S311 - guards nothing
         grace=0.0,
         make_transcript=None,
+        hints=MemoryHints(),
     )

@@ -413,7 +413,7 @@ FAULTS = [
 ]
 #: What the worst of it can come to; where recipients share a message, one speaks for all.
 POSSIBLE = {
-    "reject": {"failed", "deferred"},
+    "reject": {"failed", "deferred", "unknown"},
     "data-reject": {"failed", "deferred", "unknown"},
     "close-after-dot": {"unknown", "deferred", "failed"},
 }
@@ -435,6 +435,7 @@ async def test_everybody_has_one_outcome_whatever_servers_do(seed):
     quick = settings(command_timeout=0.3, final_timeout=0.3, max_connections=8)
     found: list[Outcome] = []
     submitted: dict[str, list[str]] = {}
+    senders: dict[str, str] = {}
     async with open_sink() as sink:
         routes = [("*", [f"127.0.0.1:{sink.port}"])]
         async with trio.open_nursery() as nursery:
@@ -448,6 +449,7 @@ async def test_everybody_has_one_outcome_whatever_servers_do(seed):
                 for number in range(200):
                     to, sender = throw_dice(rng, number)
                     submitted[str(number)] = to
+                    senders[str(number)] = sender
                     await engine.submit(message(*to, id=str(number), sender=sender))
                 assert await engine.drain(timeout=20)
         statistics = sink.statistics()
@@ -461,11 +463,12 @@ async def test_everybody_has_one_outcome_whatever_servers_do(seed):
         told_of[status]
         for status in (Status.DELIVERED, Status.DEFERRED, Status.FAILED, Status.UNKNOWN)
     )
-    assert statistics.recipients == told_of[Status.DELIVERED]
+    in_doubt = statistics.recipients - told_of[Status.DELIVERED]
+    assert 0 <= in_doubt <= told_of[Status.UNKNOWN]
     for number, recipients in submitted.items():
         mine = [outcome for outcome in found if outcome.message == number]
         if all(to.startswith(("fine", "slow")) for to in recipients):
-            is_sender_fine = not any("MAIL" in each.text for each in mine)
+            is_sender_fine = senders[number] == "s@me.test"
             assert {each.status for each in mine} == {Status.DELIVERED} or not is_sender_fine
         for each in mine:
             fault = each.recipient.partition("+")[0]
@@ -488,7 +491,7 @@ async def test_over_real_sockets_messages_arrive_as_they_were():
     }
     assert statistics.connections <= 3
     assert statistics.connections == engine.statistics().connections_opened
-    assert engine.statistics().octets == statistics.octets + 60 * 3
+    assert engine.statistics().octets == statistics.octets
 
 
 async def test_a_watcher_that_fails_costs_no_mail(autojump_clock, caplog):

@@ -225,18 +225,8 @@ def test_the_defaults_ask_for_nothing_that_is_missing():
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("protocol", "lmtp", 'found "lmtp", not available yet; allowed "smtp"'),
         ("early_pipelining", True, "found true, not available yet; allowed false"),
-        ("chunking", True, "found true, not available yet; allowed false"),
-        ("prdr", True, "found true, not available yet; allowed false"),
         ("quit_pipelining", True, "found true, not available yet; allowed false"),
-        ("stream_depth", 4, 'found 4, not available yet; allowed 1 or "auto"'),
-        (
-            "utf8_downconvert",
-            "always",
-            'found "always", not available yet; allowed "never" or "auto"',
-        ),
-        ("lmtp_ignore_quota", True, "found true, not available yet; allowed false"),
         ("tls", "opportunistic", 'found "opportunistic", not available yet; allowed "off"'),
         ("tls", "verify", 'found "verify", not available yet; allowed "off"'),
         ("tls_fallback_to_clear", False, "found false, not available yet; allowed true"),

@@ -14,12 +14,14 @@ from engine.smtp.status import EnhancedStatusCode
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from engine.choices import Downconvert
     from engine.delivery.verdict import Verdict
     from engine.message import Message, Recipient
     from engine.outcome import Peer
     from engine.smtp.address import Mailbox
     from engine.smtp.capabilities import Capabilities
     from engine.smtp.command import Command
+    from engine.smtp.content import ContentFacts
 
 _TOO_LARGE: Final = EnhancedStatusCode(5, 3, 4)
 _NOT_CONVERTIBLE: Final = EnhancedStatusCode(5, 6, 3)
@@ -42,8 +44,34 @@ class Envelope(NamedTuple):
     rcpts: tuple[Command, ...]
 
 
+class Dialect(NamedTuple):
+    """How envelopes are written for one host, over one connection.
+
+    Attributes:
+        offered: What the host offers; parameters it does not know are never sent.
+        size_addition: Octets added to the SIZE estimate for what is yet to be added to the content
+            on its way; negative sends no SIZE at all.
+        downconvert: When domains are written as A-labels.
+        submitter: Who is said to have submitted messages to this host (RFC 4954 §5), as a mailbox;
+            empty where that is not said.
+        ignore_quota: Whether LMTP recipients may be over their quota.
+        is_verified: Whether the host has proved by TLS who it is, so that REQUIRETLS may be used.
+    """
+
+    offered: Capabilities
+    size_addition: int = 0
+    downconvert: Downconvert = "auto"
+    submitter: str = ""
+    ignore_quota: bool = False
+    is_verified: bool = False
+
+
 def refuse(
-    message: Message, recipients: Sequence[Recipient], offered: Capabilities, peer: Peer
+    message: Message,
+    recipients: Sequence[Recipient],
+    facts: ContentFacts,
+    dialect: Dialect,
+    peer: Peer,
 ) -> Verdict | None:
     """Return why this host cannot take the message as it is, or `None` when it can.
 
@@ -52,65 +80,85 @@ def refuse(
     Args:
         message: What is to be sent.
         recipients: For whom of its recipients.
-        offered: What the host offers.
+        facts: What is known of the content as it would be sent.
+        dialect: How it would be said.
         peer: The host.
     """
-    facts = message.content.facts
-    if message.require_tls:
-        # RFC 8689 §4.2.1 needs TLS that was verified; no connection has that yet.
+    offered = dialect.offered
+    if message.require_tls and not (offered.requiretls and dialect.is_verified):
+        # RFC 8689 §4.2.1: only over verified TLS, and where the host promises to do the same.
         problem = "REQUIRETLS is asked for and not to be had"
         return unsupported(Stage.MAIL, Scope.HOST, _NO_REQUIRETLS, problem, peer)
     if offered.size and facts.octets > offered.size:
         problem = f"content of {facts.octets} octets is over the host's limit of {offered.size}"
         return unsupported(Stage.MAIL, Scope.MESSAGE, _TOO_LARGE, problem, peer)
-    if not offered.smtputf8 and _needs_smtputf8(message, recipients):
+    is_strict = dialect.downconvert == "never"
+    if not offered.smtputf8 and (
+        message.smtputf8 or _has_utf8_path(message, recipients, convertible=is_strict)
+    ):
         problem = "SMTPUTF8 is required but not offered"
         return unsupported(Stage.MAIL, Scope.HOST, _NO_SMTPUTF8, problem, peer)
-    if facts.is_8bit and not offered.eight_bit_mime:
-        problem = "content is 8-bit and 8BITMIME is not offered"
-        return unsupported(Stage.MAIL, Scope.MESSAGE, _NOT_CONVERTIBLE, problem, peer)
     return None
 
 
+def not_convertible(reason: str, peer: Peer) -> Verdict:
+    """Return the verdict on 8-bit content that a host without 8BITMIME cannot be given."""
+    problem = f"content is 8-bit, 8BITMIME is not offered, and it cannot be converted: {reason}"
+    return unsupported(Stage.MAIL, Scope.MESSAGE, _NOT_CONVERTIBLE, problem, peer)
+
+
 def build(
-    message: Message, recipients: Sequence[Recipient], offered: Capabilities, size_addition: int
+    message: Message,
+    recipients: Sequence[Recipient],
+    facts: ContentFacts,
+    dialect: Dialect,
+    *,
+    prdr: bool = False,
 ) -> Envelope:
     """Make the commands of a transaction for some of a message's recipients.
 
     Args:
-        message: Its reverse-path, content facts and report wishes are used.
+        message: Its reverse-path and report wishes are used.
         recipients: Whom this transaction is for.
-        offered: What the host offers; parameters it does not know are never sent.
-        size_addition: Octets added to the SIZE estimate for what is yet to be added to the
-            content on its way; negative sends no SIZE at all.
+        facts: What is known of the content as it is sent.
+        dialect: How things are said to this host.
+        prdr: Whether a reply for each recipient is asked for after the content.
     """
+    offered = dialect.offered
     as_utf8 = offered.smtputf8 and (
-        _needs_smtputf8(message, recipients) or message.content.facts.has_utf8_header
+        facts.has_utf8_header
+        or message.smtputf8
+        or _has_utf8_path(message, recipients, convertible=dialect.downconvert != "always")
     )
-    parameters = _mail_parameters(message, offered, size_addition, as_utf8=as_utf8)
+    parameters = _mail_parameters(message, facts, dialect, as_utf8=as_utf8, prdr=prdr)
     path = b"" if message.reverse_path is None else _path(message.reverse_path, as_utf8=as_utf8)
-    if not offered.dsn:
-        rcpts = tuple([rcpt(_path(to.mailbox, as_utf8=as_utf8)) for to in recipients])
-    else:
+    if offered.dsn or dialect.ignore_quota:
         rcpts = tuple(
-            [rcpt(_path(to.mailbox, as_utf8=as_utf8), _rcpt_parameters(to)) for to in recipients]
+            [
+                rcpt(_path(to.mailbox, as_utf8=as_utf8), _rcpt_parameters(to, dialect))
+                for to in recipients
+            ]
         )
+    else:
+        rcpts = tuple([rcpt(_path(to.mailbox, as_utf8=as_utf8)) for to in recipients])
     return Envelope(mail(path, parameters), rcpts)
 
 
 def _mail_parameters(
-    message: Message, offered: Capabilities, size_addition: int, *, as_utf8: bool
+    message: Message, facts: ContentFacts, dialect: Dialect, *, as_utf8: bool, prdr: bool
 ) -> list[bytes]:
-    facts = message.content.facts
-    parameters = []
-    if offered.size is not None and size_addition >= 0:
+    # The order is the reference client's; what that one does not send stands where it may.
+    offered, parameters = dialect.offered, []
+    if offered.size is not None and dialect.size_addition >= 0:
         # RFC 1870 §5.  The addition is a guess; it must not talk the host out of what fits.
-        size = facts.octets + size_addition
+        size = facts.octets + dialect.size_addition
         if offered.size:
             size = min(size, max(facts.octets, offered.size))
         parameters.append(b"SIZE=%d" % size)
     if facts.is_8bit and offered.eight_bit_mime:
         parameters.append(b"BODY=8BITMIME")  # RFC 6152 §3
+    if prdr:
+        parameters.append(b"PRDR")
     if as_utf8:
         parameters.append(b"SMTPUTF8")  # RFC 6531 §3.4
     if offered.dsn:
@@ -118,11 +166,19 @@ def _mail_parameters(
             parameters.append(b"RET=" + message.ret.upper().encode())
         if message.envid is not None:
             parameters.append(b"ENVID=" + _xtext(message.envid))
+    if dialect.submitter:
+        parameters.append(b"AUTH=" + _xtext(dialect.submitter))  # RFC 4954 §5
+    if message.require_tls:
+        parameters.append(b"REQUIRETLS")  # RFC 8689 §2
     return parameters
 
 
-def _rcpt_parameters(recipient: Recipient) -> list[bytes]:
+def _rcpt_parameters(recipient: Recipient, dialect: Dialect) -> list[bytes]:
     parameters = []
+    if dialect.ignore_quota:
+        parameters.append(b"IGNOREQUOTA")
+    if not dialect.offered.dsn:
+        return parameters
     if recipient.notify:
         # RFC 3461 §4.1 gives no order; the reference client's is kept.
         wishes = [w for w in ("never", "success", "failure", "delay") if w in recipient.notify]
@@ -133,16 +189,18 @@ def _rcpt_parameters(recipient: Recipient) -> list[bytes]:
     return parameters
 
 
-def _needs_smtputf8(message: Message, recipients: Sequence[Recipient]) -> bool:
-    """Whether no spelling of the message does without SMTPUTF8 (RFC 6531 §3.2)."""
-    if message.smtputf8:
-        return True
+def _has_utf8_path(message: Message, recipients: Sequence[Recipient], *, convertible: bool) -> bool:
+    """Whether a path is not ASCII; `convertible` counts those too whose domain alone is not."""
     path = message.reverse_path
-    if path is not None and not path.octets.isascii() and path.ascii_octets() is None:
+    if (
+        path is not None
+        and not path.octets.isascii()
+        and (convertible or path.ascii_octets() is None)
+    ):
         return True
     for to in recipients:
         mailbox = to.mailbox
-        if not mailbox.octets.isascii() and mailbox.ascii_octets() is None:
+        if not mailbox.octets.isascii() and (convertible or mailbox.ascii_octets() is None):
             return True
     return False
 

@@ -37,7 +37,6 @@ from engine.smtp.connection import Answered, ClientConnection, Closed, Closing
 from engine.smtp.errors import RemoteProtocolError
 from engine.smtp.reply import show
 from engine.smtp.stages import Stage
-from engine.smtp.state import State
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -175,6 +174,12 @@ class Session:
         return self.loss is None and not self._connection.is_spoiled
 
     @property
+    def is_silent(self) -> bool:
+        """Whether the peer has not said anything, not even a greeting."""
+        unanswered = self._connection.unanswered
+        return bool(unanswered) and unanswered[0].kind is Kind.CONNECT
+
+    @property
     def stage(self) -> Stage:
         """Where the dialogue stands: at the oldest command in flight, or before the next MAIL."""
         oldest = self._connection.oldest_owed
@@ -287,6 +292,10 @@ class Session:
         await self.send(*window)
         return [await self.reply() for _ in window]
 
+    def count_recipients(self) -> None:
+        """Expect contents to be answered once for each recipient (LMTP, PRDR)."""
+        self._connection.counts_recipients = True
+
     def hurry(self, seconds: float) -> None:
         """Wait for replies at most this many seconds from now; nothing makes it longer again."""
         self._latest = min(self._latest, self._now() + seconds)
@@ -322,7 +331,7 @@ class Session:
         else:
             for command in window:
                 if command.kind in _CONTENT_KINDS:
-                    self.content_octets += len(command.octets)
+                    self.content_octets += len(command.octets) - command.head
                     self.contents_written += _ends_content(command)
         if not was_owed or window[0].kind is Kind.CONTENT:
             # The reply to a content is waited for from its last octet on.
@@ -375,12 +384,11 @@ class Session:
     def _note(self, window: Sequence[Command]) -> None:
         assert self._scribe is not None
         for command in window:
-            octets = command.octets
-            if command.kind in (Kind.BDAT, Kind.BDAT_LAST) and octets.startswith(b"BDAT "):
-                line, _, octets = octets.partition(b"\r\n")
-                self._scribe.sent(show(line))
             if command.kind in _CONTENT_KINDS:
-                self._scribe.note(f"content, {len(octets)} octets")
+                if command.head:
+                    self._scribe.sent(show(command.octets[: command.head].rstrip()))
+                if len(command.octets) > command.head:
+                    self._scribe.note(f"content, {len(command.octets) - command.head} octets")
             else:
                 self._scribe.sent(command.text)
 
@@ -402,22 +410,26 @@ class Session:
 
     # -- the reader -------------------------------------------------------------------------
 
+    @property
+    def _is_over(self) -> bool:
+        return self.loss is not None
+
     async def _attend(self) -> None:
         """Keep the deadline of the reply that is due, and read while that is asked for."""
         self._arm()
         with self._replies_in, self._reading:
-            while self.loss is None:
+            while not self._is_over:
                 # One scope serves many replies: its deadline may come too early, never too late.
                 self._watch = trio.CancelScope(deadline=self._due)
                 with self._watch:
                     await self._duty.wait()
-                    while self.loss is None and self._runs < _CHANNEL_ITEMS:
+                    while not self._is_over and self._runs < _CHANNEL_ITEMS:
                         await self._read()
-                    if self.loss is None:
+                    if not self._is_over:
                         await trio.sleep_forever()  # there is enough to hear already
                 if self._watch.cancelled_caught and self._now() >= self._due:
                     self._late()
-                if not self._is_listening and self._duty.is_set():
+                if not self._is_listening:
                     self._duty = trio.Event()
                     self._relieved.set()
                     self._relieved = trio.Event()
@@ -602,7 +614,7 @@ class _Parcel:
         for command in self._window:
             end = position + len(command.octets)
             if command.kind in _CONTENT_KINDS:
-                count += max(0, min(stop, end) - max(start, position))
+                count += max(0, min(stop, end) - max(start, position + command.head))
             position = end
         return count
 

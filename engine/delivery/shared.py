@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from engine.choices import AddressFamily
+    from engine.hints import Hints
     from engine.net.connector import ConnectorLike
     from engine.outcome import Outcome, Peer
     from engine.paths import SettingsTable
@@ -43,6 +44,7 @@ class Shared:
         grace: Seconds a cancelled engine still waits for the reply to a content that has left.
         veto: Asked before each connection, with the peer and its site; what it returns is why the
             peer is not to be connected to, `None` where it may be.
+        hints: What was learned of hosts.
         make_transcript: Makes the scribe of a session; `None` where no transcript is wanted.
     """
 
@@ -59,6 +61,7 @@ class Shared:
         rng: Random,
         grace: float,
         make_transcript: Callable[[], Transcript] | None,
+        hints: Hints,
         veto: Callable[[Peer, str], str | None] | None = None,
     ) -> None:
         self.connector = connector
@@ -71,6 +74,7 @@ class Shared:
         self.rng = rng
         self.grace = grace
         self.make_transcript = make_transcript
+        self.hints = hints
         self.veto = veto
         self._connections = count(1)
 

@@ -1,4 +1,4 @@
-"""One mail transaction: what is said when, and a verdict for everybody.  Knows no I/O.
+"""One mail transaction: what is said when, and a verdict for everybody.
 
 Whoever runs the session sends what `begin` and `hear` return, and gives every reply to `hear`, in
 order.  With PIPELINING the envelope is one window; with CHUNKING a small content is part of it.
@@ -7,6 +7,7 @@ Nothing here waits, so several transactions of one session can be in flight.
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,16 +20,26 @@ from engine.delivery.verdict import (
     overflowed,
     refused,
 )
-from engine.outcome import Status
-from engine.smtp.command import DATA, LONE_DOT, Kind, content
-from engine.smtp.content import stuff
+from engine.outcome import Scope, Status
+from engine.smtp.command import (
+    DATA,
+    ENDS_OF_CONTENT,
+    LONE_DOT,
+    Answers,
+    Kind,
+    bdat,
+    bdat_head,
+    bdat_piece,
+    content,
+)
+from engine.smtp.content import DotStuffer, stuff
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from engine.delivery.envelope import Envelope
     from engine.delivery.session import SessionLost
-    from engine.delivery.verdict import Verdict
+    from engine.delivery.verdict import Trouble, Verdict
     from engine.message import Content
     from engine.outcome import Peer
     from engine.smtp.command import Command
@@ -40,9 +51,16 @@ class Manner(NamedTuple):
 
     Attributes:
         pipelining: The envelope goes out as one window (RFC 2920 §3.1).
+        chunking: The content goes out as one chunk, by BDAT (RFC 3030 §2).
+        one_flight_octets: Up to this size a chunk goes out in the window of its envelope; above it
+            the replies to the envelope are heard first.
+        lmtp: A content is answered once for each recipient (RFC 2033 §4.2).
     """
 
     pipelining: bool = False
+    chunking: bool = False
+    one_flight_octets: int = 0
+    lmtp: bool = False
 
 
 class Due(Enum):
@@ -71,50 +89,88 @@ class Transaction:
         due: What has to happen next.
         is_sent: Whether everything it has to say was handed out.
         was_heard: Whether the peer answered anything.
+        is_nested: Whether the one before left the server with its own transaction open, so that a
+            refusal of MAIL says nothing: the reverse-path is the same, and that of the other stands.
+        leaves_open: Whether it is over and no content has ended it, so that a server may hold it
+            for still open.
     """
 
     __slots__ = (
         "_accepted",
+        "_answers",
         "_content",
+        "_each",
         "_envelope",
+        "_is_one_flight",
         "_is_refused",
         "_manner",
+        "_more",
         "_owed",
         "_peer",
         "_rcpts_heard",
         "again",
         "doubtful",
         "due",
+        "is_nested",
         "is_sent",
+        "leaves_open",
         "verdicts",
         "was_heard",
     )
 
-    def __init__(self, envelope: Envelope, content: Content, peer: Peer, manner: Manner) -> None:
+    def __init__(
+        self,
+        envelope: Envelope,
+        content: Content,
+        peer: Peer,
+        manner: Manner,
+        *,
+        prdr: bool = False,
+    ) -> None:
         self.verdicts: list[Verdict | None] = [None] * len(envelope.rcpts)
         self.again: list[int] = []
         self.doubtful: list[int] = []
         self.due = Due.REPLIES
         self.is_sent = False
         self.was_heard = False
+        self.is_nested = False
+        self.leaves_open = False
         self._envelope = envelope
         self._content = content
         self._peer = peer
         self._manner = manner
         self._accepted: list[int] = []
         self._is_refused = False
+        self._is_one_flight = False
         self._rcpts_heard = 0
         self._owed = 0
+        self._answers = Answers.ONCE
+        if manner.lmtp:
+            self._answers = Answers.FOR_EACH
+        elif prdr:
+            self._answers = Answers.FOR_EACH_AND_ALL
+        self._more = 0  # replies that the content has still to have
+        self._each: list[Answered] = []  # those that it had, where they only count together
 
     # -- what is said -----------------------------------------------------------------------
 
     def begin(self) -> tuple[Command, ...]:
         """Return the commands that open it."""
-        envelope = self._envelope
-        if not self._manner.pipelining:
+        envelope, manner = self._envelope, self._manner
+        if not manner.pipelining:
             return self._ask(envelope.mail)
         self._owed = len(envelope.rcpts) + 2
-        return (envelope.mail, *envelope.rcpts, DATA)
+        if not manner.chunking:
+            return (envelope.mail, *envelope.rcpts, DATA)
+        octets = self._content.octets
+        if octets is not None and len(octets) <= manner.one_flight_octets:
+            # RFC 3030 §2 would have the replies to the envelope heard first; what is sent in vain
+            # when nobody is accepted is little, and the round trip saved is one of two.
+            self.is_sent = self._is_one_flight = True
+            chunk = bdat(octets, is_last=True, answers=self._answers)
+            return (envelope.mail, *envelope.rcpts, chunk)
+        self._owed -= 1
+        return (envelope.mail, *envelope.rcpts)
 
     def hear_all(self, answers: Sequence[Answered], start: int) -> tuple[int, tuple[Command, ...]]:
         """Take replies as long as they are this transaction's and it has nothing to say.
@@ -156,16 +212,39 @@ class Transaction:
             return self.close(answer)
         if kind is Kind.RCPT:
             return self._hear_rcpt(answer)
-        if kind is Kind.CONTENT:
+        if kind in ENDS_OF_CONTENT:
             return self._hear_final(answer)
         if kind is Kind.DATA:
             return self._hear_data(answer)
         return self._hear_mail(answer)
 
-    def streamed(self) -> None:
-        """Account for a content that was sent to its end by the caller."""
-        self.due = Due.REPLIES
+    async def pieces(self) -> AsyncGenerator[Command, None]:
+        """Read the content and yield it piece by piece, where `due` asks for that.
+
+        Leave it early within `contextlib.aclosing`; the content is then unfinished.
+
+        Raises:
+            ContentError: As the content's `chunks`; it must not be finished.
+            OSError: The same.
+        """
+        stuffer, is_chunk = DotStuffer(), self._manner.chunking
+        if is_chunk:
+            yield bdat_head(self._content.facts.octets)
+        async with aclosing(self._content.chunks()) as chunks:
+            async for octets in chunks:
+                if is_chunk:
+                    yield bdat_piece(octets, is_last=False)
+                else:
+                    yield content(stuffer.feed(octets), is_last=False)
         self.is_sent = True
+        if is_chunk:
+            yield bdat_piece(b"", self._answers, is_last=True)
+        else:
+            yield content(stuffer.finish(), self._answers)
+
+    def streamed(self) -> None:
+        """Account for pieces that were sent; the reply is due, or its absence tells."""
+        self.due = Due.REPLIES
         self._owed += 1
 
     def _ask(self, command: Command) -> tuple[Command, ...]:
@@ -175,7 +254,8 @@ class Transaction:
     # -- what is heard ----------------------------------------------------------------------
 
     def _hear_mail(self, answer: Answered) -> tuple[Command, ...]:
-        if answer.reply.code // 100 != 2:
+        reply = answer.reply
+        if reply.code // 100 != 2 and not (self.is_nested and reply.code == 503):
             self._is_refused = True
             # What is in flight behind it is heard out; this refusal is what counts.
             self._refuse_all(answer)
@@ -190,12 +270,11 @@ class Transaction:
         if reply.code // 100 == 2:
             self._accepted.append(place)
             return self._go_on() if not self._owed else _NONE
-        trouble = refused(answer.command, reply, is_pipelined=self._manner.pipelining)
         if is_overflow(reply):
             self.again.append(place)
-            self.verdicts[place] = overflowed(trouble, self._peer)
+            self.verdicts[place] = overflowed(self._trouble(answer), self._peer)
         else:
-            self.verdicts[place] = judge(trouble, self._peer)
+            self.verdicts[place] = judge(self._trouble(answer), self._peer)
         return self._go_on()
 
     def _go_on(self) -> tuple[Command, ...]:
@@ -208,7 +287,7 @@ class Transaction:
                 return self._ask(rcpts[self._rcpts_heard])
             self._forgive_overflow()
             if self._accepted:
-                return self._ask(DATA)
+                return self._say_content() if self._manner.chunking else self._ask(DATA)
         return self._end()
 
     def _hear_data(self, answer: Answered) -> tuple[Command, ...]:
@@ -227,7 +306,9 @@ class Transaction:
             self.due = Due.CONTENT
             return _NONE
         self.is_sent = True
-        return self._ask(content(stuff(octets)))
+        if self._manner.chunking:
+            return self._ask(bdat(octets, is_last=True, answers=self._answers))
+        return self._ask(content(stuff(octets), self._answers))
 
     def _say_lone_dot(self) -> tuple[Command, ...]:
         """Answer a 354 that came although nobody was accepted (RFC 2920 §3.1).
@@ -238,14 +319,60 @@ class Transaction:
         return self._ask(LONE_DOT)
 
     def _hear_final(self, answer: Answered) -> tuple[Command, ...]:
-        if self._accepted:
-            if answer.reply.code // 100 == 2:
-                verdict = delivered(answer.reply, self._peer)
-                for place in self._accepted:
-                    self.verdicts[place] = verdict
-            else:
-                self._settle_rest(self._judge_refusal(answer))
+        if self._is_one_flight:
+            self._forgive_overflow()
+        code = answer.reply.code
+        if not self._accepted:
+            # Whatever it says, nothing was delivered.
+            self.leaves_open = code // 100 != 2 and not self._is_refused
+            return self._end()
+        if self._answers is Answers.FOR_EACH:
+            return self._hear_each(answer)
+        if self._more or (self._answers is Answers.FOR_EACH_AND_ALL and code == 353):
+            return self._hear_each_and_all(answer)
+        if code // 100 == 2:
+            verdict = delivered(answer.reply, self._peer)
+            for place in self._accepted:
+                self.verdicts[place] = verdict
+        else:
+            self._refuse_all(answer)
         return self._end()
+
+    def _hear_each(self, answer: Answered) -> tuple[Command, ...]:
+        """LMTP: a reply for each recipient, in the order of their RCPT (RFC 2033 §4.2)."""
+        place = self._accepted[self._more]
+        self._more += 1
+        self.verdicts[place] = self._judge_one(answer)
+        if self._more < len(self._accepted):
+            self._owed += 1
+            return _NONE
+        return self._end()
+
+    def _hear_each_and_all(self, answer: Answered) -> tuple[Command, ...]:
+        """PRDR: 353, a reply for each recipient, and one for the whole that outweighs them."""
+        if not self._more:
+            self._more = len(self._accepted) + 1
+            self._owed += 1
+            return _NONE
+        self._more -= 1
+        if self._more:
+            self._each.append(answer)
+            self._owed += 1
+            return _NONE
+        severity = answer.reply.code // 100
+        for place, one in zip(self._accepted, self._each, strict=True):
+            is_refused = one.reply.code // 100 != 2
+            if severity == 2 or (severity == 4 and is_refused):
+                self.verdicts[place] = self._judge_one(one)
+        self._settle_rest(self._judge_refusal(answer))
+        return self._end()
+
+    def _judge_one(self, answer: Answered) -> Verdict:
+        """Judge a reply that is about one recipient, after the content."""
+        reply = answer.reply
+        if reply.code // 100 == 2:
+            return delivered(reply, self._peer)
+        return self._judge_refusal(answer)._replace(scope=Scope.RECIPIENT)
 
     def _forgive_overflow(self) -> None:
         """Ask again only where this transaction made progress, or it would go round in circles."""
@@ -277,11 +404,14 @@ class Transaction:
             is_content_written: Whether the whole content has left, or may have.
             octets: Octets of content written so far.
         """
+        for place, one in zip(self._accepted, self._each, strict=False):
+            if one.reply.code // 100 != 2:
+                self.verdicts[place] = self._judge_one(one)
         command = ending.command if is_oldest else self._envelope.mail
         trouble = lost(
             ending,
             command,
-            is_pipelined=self._manner.pipelining and command is not None and command.shown is None,
+            is_pipelined=command is not None and self._is_pipelined(command),
             is_content_written=is_content_written,
             octets=octets,
         )
@@ -296,7 +426,7 @@ class Transaction:
     # -- verdicts ---------------------------------------------------------------------------
 
     def _refuse_all(self, answer: Answered) -> None:
-        trouble = refused(answer.command, answer.reply, is_pipelined=self._manner.pipelining)
+        trouble = self._trouble(answer)
         if is_protocol_doubt(trouble):
             self.doubtful = [place for place, known in enumerate(self.verdicts) if known is None]
         self._settle_rest(judge(trouble, self._peer))
@@ -308,11 +438,19 @@ class Transaction:
             if known is None:
                 verdicts[place] = verdict
 
+    def _is_pipelined(self, command: Command) -> bool:
+        """Whether a command was sent with others' replies still owed."""
+        if command.kind in ENDS_OF_CONTENT:
+            return self._is_one_flight
+        return self._manner.pipelining
+
     def _judge_refusal(self, answer: Answered) -> Verdict:
-        trouble = refused(
+        return judge(self._trouble(answer), self._peer)
+
+    def _trouble(self, answer: Answered) -> Trouble:
+        return refused(
             answer.command,
             answer.reply,
-            is_pipelined=self._manner.pipelining and answer.command.shown is None,
+            is_pipelined=self._is_pipelined(answer.command),
             is_early=answer.is_early,
         )
-        return judge(trouble, self._peer)

@@ -188,6 +188,7 @@ def lost(
     is_pipelined: bool,
     is_content_written: bool,
     octets: int = 0,
+    remark: str = "",
 ) -> Trouble:
     """Turn the end of a session into the trouble of whoever was being served.
 
@@ -197,6 +198,7 @@ def lost(
         is_pipelined: Whether commands were pipelined.
         is_content_written: Whether the whole content of the transaction has left, or may have.
         octets: Octets of content written so far.
+        remark: What else a person should know.
     """
     if is_content_written:
         # Whatever reply was missing first: the content is out and its reply will not come.
@@ -207,7 +209,8 @@ def lost(
         stage, text = Stage.CONTENT, "sending data block"
     else:
         stage, text = STAGES[command.kind], command.text
-    return Trouble(stage, ending.cause, text, is_pipelined, ending.reply, ending.detail, octets)
+    detail = "; ".join(filter(None, (ending.detail, remark)))
+    return Trouble(stage, ending.cause, text, is_pipelined, ending.reply, detail, octets)
 
 
 def refused(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from engine.delivery.carrier import Carrier
 from engine.delivery.host_session import HostSession
 from engine.delivery.session import run_session
 from engine.outcome import Cause, Peer
@@ -61,13 +62,16 @@ class Visit:
             grace=shared.grace,
         ) as session:
             self._session = session
-            host = HostSession(session, facts, peer, self._path.settings, shared, transcript)
+            host = HostSession(
+                session, self._connection, peer, self._path.settings, shared, transcript
+            )
+            carrier = Carrier(host, self)
             host.publish(events.ConnectionOpened, pool.site, facts.connect_seconds)
             try:
-                await self._converse(host)
+                await self._converse(host, carrier)
             except BaseException as error:
                 is_ours = isinstance(error, Exception)
-                host.break_off(Cause.INTERNAL if is_ours else Cause.CANCELLED)
+                carrier.break_off(Cause.INTERNAL if is_ours else Cause.CANCELLED)
                 raise
             finally:
                 self._task.stage = session.stage
@@ -75,14 +79,14 @@ class Visit:
                 seconds = trio.current_time() - started
                 host.publish(events.ConnectionClosed, pool.site, reason, host.transactions, seconds)
 
-    async def _converse(self, host: HostSession) -> None:
+    async def _converse(self, host: HostSession, carrier: Carrier) -> None:
         task = self._task
         refusal = await host.greet(lockstep=task.attempt is not None and task.attempt.lockstep)
         self._pool.arrived(task)
         if refusal is None:
             keywords = tuple(host.offered.keywords)
             host.publish(events.SessionReady, self._pool.site, keywords, host.hello_seconds)
-            await host.carry(self)
+            await carrier.run()
         else:
             shared = self._pool.shared
             if shared.events.is_watched:

@@ -94,6 +94,7 @@ class Command(NamedTuple):
             (credentials) or would say too much (content); `None` shows the line itself.
         is_last: `False` for a piece of content that more pieces follow.
         answers: How a content is answered; on its last piece.
+        head: How many of the octets are command line, where content follows in the same piece.
     """
 
     kind: Kind
@@ -101,6 +102,7 @@ class Command(NamedTuple):
     shown: str | None = None
     is_last: bool = True
     answers: Answers = Answers.ONCE
+    head: int = 0
 
     @property
     def text(self) -> str:
@@ -149,12 +151,13 @@ def bdat(octets: bytes, *, is_last: bool, answers: Answers = Answers.ONCE) -> Co
     line = b"BDAT %d LAST\r\n" if is_last else b"BDAT %d\r\n"
     head = line % len(octets)
     kind = Kind.BDAT_LAST if is_last else Kind.BDAT
-    return Command(kind, head + octets, _END_OF_DATA[kind], True, answers)
+    return Command(kind, head + octets, _END_OF_DATA[kind], True, answers, len(head))
 
 
 def bdat_head(size: int) -> Command:
     """Make BDAT LAST for a chunk of so many octets that `bdat_piece` sends."""
-    return Command(Kind.BDAT_LAST, b"BDAT %d LAST\r\n" % size, "end of data", is_last=False)
+    line = b"BDAT %d LAST\r\n" % size
+    return Command(Kind.BDAT_LAST, line, "end of data", is_last=False, head=len(line))
 
 
 def bdat_piece(octets: bytes, answers: Answers = Answers.ONCE, *, is_last: bool) -> Command:

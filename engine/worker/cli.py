@@ -119,8 +119,8 @@ def cli() -> None:
 @click.option(
     "--state",
     metavar="FILE",
-    help="SQLite file for hints between runs. There are no hints to keep in this version: the file "
-    "is neither read nor written.",
+    help="SQLite file that keeps between runs what was learned of hosts; it may be deleted at any "
+    "time. Without it that is forgotten at the end.",
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a recipient, as each is known."
@@ -140,7 +140,7 @@ def send(
     hosts: tuple[str, ...],
     config: str | None,
     sets: tuple[str, ...],
-    state: str | None,  # noqa: ARG001 - hints come with the features that have some
+    state: str | None,
     as_json: bool,
     transcript: bool,
     log: str | None,
@@ -153,7 +153,9 @@ def send(
     from engine.worker.send import send as run_send
 
     manner = Manner(as_json=as_json, transcripts=transcript, log=log)  # type: ignore[arg-type]
-    return run_send(SendOptions(recipients, sender, message, batch, hosts, config, sets, manner))
+    return run_send(
+        SendOptions(recipients, sender, message, batch, hosts, config, sets, state, manner)
+    )
 
 
 def _check_usage(

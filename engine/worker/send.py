@@ -8,6 +8,7 @@ Called by the command line with options that were understood.  Not here: the run
 from __future__ import annotations
 
 import sys
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -23,6 +24,9 @@ from engine.worker.intake import STDIN, Batch, CommandLine
 from engine.worker.run import Manner, run
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from engine.hints import Hints
     from engine.worker.config import Config
     from engine.worker.intake import Say, Source
 
@@ -41,6 +45,7 @@ class SendOptions:
         hosts: Where to send instead of by MX.
         config: The configuration file; `None`: there is none.
         sets: `KEY=VALUE` over the configuration's defaults.
+        state: The file that keeps hints; `None`: they are forgotten at the end.
         manner: How to report.
     """
 
@@ -51,6 +56,7 @@ class SendOptions:
     hosts: tuple[str, ...] = ()
     config: str | None = None
     sets: tuple[str, ...] = ()
+    state: str | None = None
     manner: Manner = field(default_factory=Manner)
 
 
@@ -87,13 +93,26 @@ async def deliver(options: SendOptions, config: Config, routes: Routes) -> Exit:
         file = STDIN if options.message is None else options.message
         return CommandLine(options.sender or "", options.recipients, file, say, incidents)
 
-    engine = Engine(
-        config.table,
-        routes=routes,
-        name_servers=config.name_servers,
-        dns_timeout=config.dns_timeout,
-        own_addresses=config.own_addresses,
-        own_names=config.own_names,
-        transcripts=options.manner.transcripts,
-    )
-    return await run(engine, open_source, options.manner)
+    async with _hints(options.state) as hints:
+        engine = Engine(
+            config.table,
+            routes=routes,
+            name_servers=config.name_servers,
+            dns_timeout=config.dns_timeout,
+            own_addresses=config.own_addresses,
+            own_names=config.own_names,
+            transcripts=options.manner.transcripts,
+            hints=hints,
+        )
+        return await run(engine, open_source, options.manner)
+
+
+@asynccontextmanager
+async def _hints(file: str | None) -> AsyncIterator[Hints | None]:
+    if file is None:
+        yield None
+        return
+    from engine.queue.hints import open_hints
+
+    async with open_hints(file) as hints:
+        yield hints

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.content import MemoryContent
-from engine.delivery.envelope import build, refuse
+from engine.delivery.envelope import Dialect, build, not_convertible, refuse
 from engine.message import Message, Recipient
 from engine.outcome import Cause, Peer, Scope, Status
 from engine.smtp.capabilities import NO_CAPABILITIES, Capabilities
@@ -31,14 +31,24 @@ def message(sender="a@b.test", *recipients, facts=PLAIN, **others):
     return Message("1", Message.parse_sender(sender), tuple(to), content, **others)
 
 
-def mail_of(message, offered, size_addition=0):
-    line = build(message, message.recipients, offered, size_addition).mail.octets.decode()
+def an_envelope(message, offered, size_addition=0, **more):
+    dialect = Dialect(offered, size_addition, **more)
+    return build(message, message.recipients, message.content.facts, dialect)
+
+
+def refusal(message, offered, recipients=None, **more):
+    to = message.recipients if recipients is None else recipients
+    return refuse(message, to, message.content.facts, Dialect(offered, **more), PEER)
+
+
+def mail_of(message, offered, size_addition=0, **more):
+    line = an_envelope(message, offered, size_addition, **more).mail.octets.decode()
     assert line.endswith("\r\n")
     return line[:-2]
 
 
-def rcpts_of(message, offered):
-    envelope = build(message, message.recipients, offered, 0)
+def rcpts_of(message, offered, **more):
+    envelope = an_envelope(message, offered, **more)
     return [command.octets.decode()[:-2] for command in envelope.rcpts]
 
 
@@ -104,9 +114,8 @@ def test_8_bit_content_is_announced(facts, offered, parameter):
         (message("a@b.test", "ö@d.test"), True),
         (message("a@b.test", "c@d.test", "ö@d.test"), True),
         (message(facts=UTF8_HEADER), True),
-        # Only the domain is not ASCII: A-labels do without.
-        (message("a@bücher.test"), False),
-        (message("a@b.test", "c@bücher.test"), False),
+        (message("a@bücher.test"), True),
+        (message("a@b.test", "c@bücher.test"), True),
         (message(facts=EIGHT_BIT), False),
     ],
 )
@@ -145,7 +154,8 @@ def test_there_is_one_rcpt_a_recipient_in_order():
 
 def test_a_transaction_may_be_for_some_of_the_recipients():
     several = message("", "c@d.test", "e@d.test", "f@d.test")
-    envelope = build(several, several.recipients[1:2], NO_CAPABILITIES, 0)
+    facts, plain = several.content.facts, Dialect(NO_CAPABILITIES)
+    envelope = build(several, several.recipients[1:2], facts, plain)
     assert [command.octets for command in envelope.rcpts] == [b"RCPT TO:<e@d.test>\r\n"]
 
 
@@ -175,16 +185,37 @@ def test_a_recipients_wishes_go_to_hosts_that_know_dsn(notify, orcpt, parameters
 
 def test_a_domain_goes_in_a_labels_where_smtputf8_is_not_used():
     foreign = message("a@bücher.test", "c@Bücher.test", "c@plain.test")
-    for offered in (NO_CAPABILITIES, ALL):
-        assert mail_of(foreign, offered).startswith("MAIL FROM:<a@xn--bcher-kva.test>")
-        assert rcpts_of(foreign, offered) == [
+    for offered, when in ((NO_CAPABILITIES, "auto"), (ALL, "always"), (NO_CAPABILITIES, "always")):
+        assert mail_of(foreign, offered, downconvert=when).startswith(
+            "MAIL FROM:<a@xn--bcher-kva.test>"
+        )
+        assert " SMTPUTF8" not in mail_of(foreign, offered, downconvert=when)
+        assert rcpts_of(foreign, offered, downconvert=when) == [
             "RCPT TO:<c@xn--bcher-kva.test>",
             "RCPT TO:<c@plain.test>",
         ]
 
 
+def test_a_domain_is_not_converted_where_that_is_forbidden():
+    foreign = message("a@bücher.test", "c@Bücher.test")
+
+    assert mail_of(foreign, ALL, downconvert="never").startswith("MAIL FROM:<a@bücher.test> ")
+    verdict = refusal(foreign, replace(ALL, smtputf8=False), downconvert="never")
+    assert verdict is not None
+    assert str(verdict.enhanced) == "5.6.7"
+
+
+@pytest.mark.parametrize("when", ["auto", "never", "always"])
+def test_a_local_part_that_is_not_ascii_needs_smtputf8_whatever_is_converted(when):
+    foreign = message("ä@b.test")
+
+    assert " SMTPUTF8" in mail_of(foreign, ALL, downconvert=when)
+    assert refusal(foreign, replace(ALL, smtputf8=False), downconvert=when) is not None
+
+
 def test_with_smtputf8_every_address_goes_as_it_was_written():
     foreign = message("a@bücher.test", "ö@d.test", "c@Bücher.test")
+    assert " SMTPUTF8" in mail_of(foreign, ALL)
     assert mail_of(foreign, ALL).startswith("MAIL FROM:<a@bücher.test> ")
     assert rcpts_of(foreign, ALL) == ["RCPT TO:<ö@d.test>", "RCPT TO:<c@Bücher.test>"]
 
@@ -204,7 +235,7 @@ def test_with_smtputf8_every_address_goes_as_it_was_written():
     ],
 )
 def test_a_host_that_can_take_the_message_is_asked(wanted, offered):
-    assert refuse(wanted, wanted.recipients, offered, PEER) is None
+    assert refusal(wanted, offered) is None
 
 
 @pytest.mark.parametrize(
@@ -215,7 +246,6 @@ def test_a_host_that_can_take_the_message_is_asked(wanted, offered):
         (message(require_tls=True), NO_CAPABILITIES, Scope.HOST, "5.7.30"),
         (message(), Capabilities(size=999), Scope.MESSAGE, "5.3.4"),
         (message(), Capabilities(size=1), Scope.MESSAGE, "5.3.4"),
-        (message(facts=EIGHT_BIT), NO_CAPABILITIES, Scope.MESSAGE, "5.6.3"),
         (message("ä@b.test"), replace(ALL, smtputf8=False), Scope.HOST, "5.6.7"),
         (message("", "ö@d.test"), replace(ALL, smtputf8=False), Scope.HOST, "5.6.7"),
         (message("", "c@d.test", "ö@e.test"), replace(ALL, smtputf8=False), Scope.HOST, "5.6.7"),
@@ -223,7 +253,7 @@ def test_a_host_that_can_take_the_message_is_asked(wanted, offered):
     ],
 )
 def test_a_host_that_would_have_to_refuse_is_not_asked(wanted, offered, scope, enhanced):
-    verdict = refuse(wanted, wanted.recipients, offered, PEER)
+    verdict = refusal(wanted, offered)
 
     assert verdict is not None
     assert verdict.status is Status.FAILED
@@ -238,7 +268,7 @@ def test_a_host_that_would_have_to_refuse_is_not_asked(wanted, offered, scope, e
 
 
 def test_the_refusal_of_a_large_content_names_both_sizes():
-    verdict = refuse(message(), message().recipients, Capabilities(size=999), PEER)
+    verdict = refusal(message(), Capabilities(size=999))
     assert verdict is not None
     assert "content of 1000 octets" in verdict.text
     assert "limit of 999" in verdict.text
@@ -287,7 +317,7 @@ LINE = re.compile(
 
 @given(MESSAGES, OFFERS, st.integers(-1, 2000))
 def test_no_host_is_sent_a_parameter_that_it_does_not_offer(message, offered, size_addition):
-    envelope = build(message, message.recipients, offered, size_addition)
+    envelope = an_envelope(message, offered, size_addition)
     assert len(envelope.rcpts) == len(message.recipients)
     for command in (envelope.mail, *envelope.rcpts):
         match = LINE.fullmatch(command.octets)
@@ -299,8 +329,8 @@ def test_no_host_is_sent_a_parameter_that_it_does_not_offer(message, offered, si
 
 @given(MESSAGES, OFFERS)
 def test_what_goes_out_without_smtputf8_is_ascii(message, offered):
-    if refuse(message, message.recipients, offered, PEER) is None:
-        envelope = build(message, message.recipients, offered, 0)
+    if refusal(message, offered) is None:
+        envelope = an_envelope(message, offered)
         if b" SMTPUTF8" not in envelope.mail.octets:
             assert all(command.octets.isascii() for command in (envelope.mail, *envelope.rcpts))
 
@@ -308,5 +338,46 @@ def test_what_goes_out_without_smtputf8_is_ascii(message, offered):
 def test_smtputf8_is_needed_only_for_the_recipients_of_this_host():
     both = message("", "ö@d.test", "b@e.test")
 
-    assert refuse(both, both.recipients[1:], replace(ALL, smtputf8=False), PEER) is None
-    assert refuse(both, both.recipients[:1], replace(ALL, smtputf8=False), PEER) is not None
+    assert refusal(both, replace(ALL, smtputf8=False), both.recipients[1:]) is None
+    assert refusal(both, replace(ALL, smtputf8=False), both.recipients[:1]) is not None
+
+
+# -- parameters for some hosts only -------------------------------------------------------------
+
+
+def test_what_the_dialect_says_is_said():
+    """The order is the reference client's."""
+    wished = message(facts=EIGHT_BIT, ret="full", envid="x", require_tls=True, smtputf8=True)
+    dialect = Dialect(ALL, 24, submitter="me+you@b.test", is_verified=True)
+    line = build(wished, wished.recipients, EIGHT_BIT, dialect, prdr=True).mail.octets.decode()
+
+    size = EIGHT_BIT.octets + 24
+    assert line == (
+        f"MAIL FROM:<a@b.test> SIZE={size} BODY=8BITMIME PRDR SMTPUTF8 RET=FULL ENVID=x"
+        " AUTH=me+2Byou@b.test REQUIRETLS\r\n"
+    )
+
+
+def test_quota_is_ignored_before_anything_else_is_said_of_a_recipient():
+    to = Recipient.parse("c@d.test", notify=["failure"])
+    wished = replace(message(), recipients=(to,))
+    for offered, expected in ((ALL, " NOTIFY=FAILURE"), (NO_CAPABILITIES, "")):
+        assert rcpts_of(wished, offered, ignore_quota=True) == [
+            f"RCPT TO:<c@d.test> IGNOREQUOTA{expected}"
+        ]
+
+
+def test_requiretls_goes_to_hosts_that_are_verified_and_offer_it():
+    wished = message(require_tls=True)
+
+    assert refusal(wished, replace(ALL, requiretls=True), is_verified=True) is None
+    assert refusal(wished, replace(ALL, requiretls=False), is_verified=True) is not None
+
+
+def test_what_cannot_be_converted_fails_for_its_reason():
+    verdict = not_convertible("the message is signed by DKIM", PEER)
+
+    assert (verdict.status, verdict.scope) == (Status.FAILED, Scope.MESSAGE)
+    assert str(verdict.enhanced) == "5.6.3"
+    assert "signed by DKIM" in verdict.text
+    assert verdict.is_here_only

@@ -203,12 +203,34 @@ async def test_another_host_may_take_what_is_too_large_for_the_first(autojump_cl
     assert [(tried.address, tried.cause) for tried in outcome.attempts] == [(MX1, "unsupported")]
 
 
-async def test_8_bit_content_needs_8bitmime(drip, autojump_clock):
+async def test_8_bit_content_is_converted_where_8bitmime_is_not_offered(drip, autojump_clock):
+    dialogue = opening(True) + delivery(A, True)
+    async with scripted(dialogue, drip=drip) as hosts:
+        outcomes = await deliver(hosts, message(A, content="\r\nschön\r\n".encode()))
+
+    assert told(outcomes) == delivered(A)
+    (arrived,) = hosts.contents
+    assert arrived.isascii()
+    assert b"Content-Transfer-Encoding: quoted-printable\r\n" in arrived
+    assert arrived.endswith(b"\r\n\r\nsch=C3=B6n\r\n")
+
+
+async def test_8_bit_content_that_cannot_be_converted_needs_8bitmime(drip, autojump_clock):
+    body = "DKIM-Signature: v=1\r\n\r\nschön\r\n".encode()
     async with scripted(opening(True), drip=drip) as hosts:
-        (outcome,) = await deliver(hosts, message(A, content=b"\r\nsch\xf6n\r\n"))
+        (outcome,) = await deliver(hosts, message(A, content=body))
 
     assert told([outcome]) == [f"{A} failed message mail unsupported -"]
     assert str(outcome.enhanced) == "5.6.3"
+    assert "signed by DKIM" in outcome.text
+
+
+async def test_size_is_that_of_the_converted_content(autojump_clock):
+    body = b"\r\n" + "ö".encode() * 100 + b"\r\n"
+    async with scripted(opening(True, "SIZE 400")) as hosts:
+        (outcome,) = await deliver(hosts, message(A, content=body))
+
+    assert str(outcome.enhanced) == "5.3.4"
 
 
 async def test_8_bit_content_is_declared_and_sent_as_it_is(pipelined, drip, autojump_clock):

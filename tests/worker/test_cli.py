@@ -56,6 +56,7 @@ def test_all_options_are_understood(sent: list[SendOptions]):
             hosts=("b.test:2525", "[::1]:25"),
             config="e.toml",
             sets=("a=1", "b=2"),
+            state="s.sqlite",
             manner=Manner(as_json=True, transcripts=True, log="json"),
         )
     ]

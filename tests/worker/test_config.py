@@ -365,8 +365,8 @@ def test_unknown_and_misplaced_names_are_refused(write: Write, text: str, expect
             ),
         ),
         (
-            "[defaults]\nchunking = true\n",
-            "engine.toml:2: defaults.chunking: found true, not available yet; allowed false",
+            "[defaults]\nearly_pipelining = true\n",
+            "engine.toml:2: defaults.early_pipelining: found true, not available yet; allowed false",
         ),
         (
             '[[paths]]\nmatch = "*"\ntls = "verify"\n',
@@ -434,7 +434,7 @@ hosts = 5
 [dns]
 timeout = 0
 [defaults]
-prdr = true
+quit_pipelining = true
 port = 0
 [nonsense]
 [[paths]]
@@ -445,7 +445,7 @@ keepalive = "yes"
     assert problems(path, ["nope", "port=0"]) == [
         f"engine.toml:3: routes[0].hosts: found 5; allowed {HOST_FORMS}",
         f"engine.toml:5: dns.timeout: found 0; allowed {DURATION_ALLOWED}",
-        "engine.toml:7: defaults.prdr: found true, not available yet; allowed false",
+        "engine.toml:7: defaults.quit_pipelining: found true, not available yet; allowed false",
         (
             "engine.toml:8: defaults.port: found 0; "
             "allowed a number from 1 to 65535 or the name of a TCP service"
@@ -495,7 +495,10 @@ def test_set_wins_over_the_file_and_the_last_wins(write: Write):
         ("keepalive", '--set: found no "KEY="; allowed KEY=VALUE'),
         ("=5", '--set: found no "KEY="; allowed KEY=VALUE'),
         ("keepalive=yes", '--set keepalive=yes: found "yes"; allowed true or false'),
-        ("prdr=true", "--set prdr=true: found true, not available yet; allowed false"),
+        (
+            "quit_pipelining=true",
+            "--set quit_pipelining=true: found true, not available yet; allowed false",
+        ),
         (
             "port=nonexistent",
             (

@@ -282,7 +282,7 @@ async def test_an_interrupt_finishes_what_is_in_flight(files: Files, number: sig
 async def test_a_second_interrupt_stops_at_once(files: Files):
     with ignored(signal.SIGINT):
         async with open_sink() as sink, trio.open_nursery() as nursery:
-            runner = Runner(files, sink.port, Tap())
+            runner = Runner(files, sink.port, Tap(), chunking=False)
             nursery.start_soon(runner.go, JSON)
             await runner.tap.let("b@y.test")
             await runner.wait_for_records(1)

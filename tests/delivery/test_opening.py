@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from engine.delivery.conversation import say_quit, set_up
+from engine.delivery.opening import Opened, say_quit, set_up
 from engine.delivery.session import Timeouts, run_session
 from engine.delivery.verdict import Trouble
 from engine.outcome import Cause
@@ -33,7 +33,7 @@ async def meet(script: str, *, drip: bool = False, **options) -> Capabilities | 
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert found is not None
-    return found
+    return found.offered if isinstance(found, Opened) else found
 
 
 async def test_ehlo_brings_what_the_server_offers(drip, autojump_clock):

@@ -1,0 +1,528 @@
+"""The mail of a session: transactions one after another, or several in flight where the host likes it.
+
+It takes attempts from a source for as long as there are any, begins their transactions, hands each
+reply to the one it belongs to, and reports what became of everybody.  Where attempts come from, and
+what happens to those that are not done here, is the source's: a pool's visit, or `open_session`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+import trio
+
+from engine.content import MemoryContent
+from engine.delivery.envelope import build, not_convertible, refuse
+from engine.delivery.session import SessionLost
+from engine.delivery.streaming import MOST_OCTETS
+from engine.delivery.transaction import Due, Transaction
+from engine.delivery.verdict import ours
+from engine.outcome import Cause, Scope, Status
+from engine.report import events
+from engine.smtp.command import ENDS_OF_CONTENT, RSET, Kind
+from engine.smtp.content import scan
+from engine.smtp.errors import ContentError, NotConvertibleError
+from engine.smtp.mime import to_seven_bit
+from engine.smtp.stages import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from engine.delivery.attempt import Attempt
+    from engine.delivery.envelope import Envelope
+    from engine.delivery.host_session import HostSession
+    from engine.delivery.verdict import Verdict
+    from engine.message import Content, Recipient
+    from engine.smtp.command import Command
+    from engine.smtp.connection import Answered
+
+#: Contents up to this size are converted on the spot: about a millisecond.
+_QUICK_OCTETS: Final = 32 * 1024
+#: Larger ones are not converted: they would have to be held in memory.
+_MOST_CONVERTED: Final = 64 * 1024 * 1024
+
+
+class Source(Protocol):
+    """Where a session's work comes from, and where it goes when it is done here."""
+
+    def take(self) -> Attempt | None:
+        """Return the next attempt to begin now, `None` where there is none."""
+        ...
+
+    async def wait(self) -> Attempt | None:
+        """Wait for the next attempt; `None` when the connection is no longer needed."""
+        ...
+
+    def done(self, attempt: Attempt) -> None:
+        """Take an attempt back that has nothing left to do here.
+
+        Whom this host has not decided on goes to the next one, or with `Attempt.returns` set to
+        this one again, over another connection.
+        """
+        ...
+
+
+class _Job(NamedTuple):
+    """What one transaction is for: some recipients of an attempt, and the content for this host."""
+
+    attempt: Attempt
+    group: Sequence[int]
+    content: Content
+
+
+class _Flight:
+    """A transaction that was begun and is not over.
+
+    Attributes:
+        job: What it is for.
+        transaction: What is said and heard.
+        envelope: How it was opened.
+        number: Which transaction of the connection, from 1.
+        started: When it began, by Trio's clock.
+        octets_before: Octets of content written before it.
+        prdr: Whether a reply for each recipient was asked for.
+        is_behind: Whether it was begun with another one in flight.
+        content: Which content of the session is its, from 1; 0 while none was sent.
+        is_reset: Whether RSET goes before it, whose reply is owed.
+    """
+
+    __slots__ = (
+        "content",
+        "envelope",
+        "is_behind",
+        "is_reset",
+        "job",
+        "number",
+        "octets_before",
+        "prdr",
+        "started",
+        "transaction",
+    )
+
+    def __init__(
+        self,
+        job: _Job,
+        transaction: Transaction,
+        envelope: Envelope,
+        number: int,
+        started: float,
+        octets_before: int,
+        *,
+        prdr: bool,
+        is_behind: bool,
+    ) -> None:
+        self.job = job
+        self.transaction = transaction
+        self.envelope = envelope
+        self.number = number
+        self.started = started
+        self.octets_before = octets_before
+        self.prdr = prdr
+        self.is_behind = is_behind
+        self.content = 0
+        self.is_reset = False
+
+
+_NOBODY: Final[frozenset[int]] = frozenset()
+
+
+class Carrier:
+    """Carries mail over one session, from its hello to its QUIT."""
+
+    def __init__(self, host: HostSession, source: Source) -> None:
+        self._host = host
+        self._session = host.session
+        self._source = source
+        self._todo: deque[_Job] = deque()
+        self._flying: deque[_Flight] = deque()
+        self._window: list[Command] = []
+        self._contents = 0  # that were put in windows to their end
+
+    async def run(self) -> None:
+        """Deliver what the source gives, until there is no more or the connection is of no use.
+
+        On return nothing is in flight, and the source has back all that it gave.
+        """
+        session, flying = self._session, self._flying
+        while True:
+            if self._may_begin:
+                await self._fill()
+            if self._window:
+                window, self._window = self._window, []
+                await session.send(*window)
+            if not flying:
+                if self._todo or not self._may_go_on or not await self._wait_for_work():
+                    break
+                continue
+            if flying[0].transaction.due is Due.CONTENT:
+                await self._send_content(flying[0])
+                continue
+            answers = await session.hear()
+            if not answers:
+                self._lose()
+                break
+            self._hear(answers)
+        self._give_back()
+
+    # -- beginning --------------------------------------------------------------------------
+
+    @property
+    def _may_go_on(self) -> bool:
+        host = self._host
+        if not host.transactions:
+            # Also over a connection that is gone: who came with it is owed a verdict.
+            return True
+        return self._session.is_usable and not host.is_used_up
+
+    @property
+    def _may_begin(self) -> bool:
+        flying = self._flying
+        if not flying:
+            return self._may_go_on
+        depth = self._host.depth
+        return (
+            depth.may_stream
+            and len(flying) < depth.most
+            and flying[-1].transaction.is_sent
+            and not flying[-1].job.attempt.message.require_tls
+            and self._session.is_usable
+            and not self._host.is_used_up
+            and self._octets_in_flight < MOST_OCTETS
+        )
+
+    @property
+    def _octets_in_flight(self) -> int:
+        return sum([flight.job.content.facts.octets for flight in self._flying])
+
+    async def _fill(self) -> None:
+        """Begin the transactions that may begin now."""
+        host, todo = self._host, self._todo
+        while True:
+            while not todo:
+                attempt = self._source.take()
+                if attempt is None:
+                    return
+                await self._unpack(attempt)
+            if self._flying:
+                if todo[0].attempt.message.require_tls:
+                    return  # REQUIRETLS mail travels alone
+            elif host.transactions and not await host.make_ready():
+                # A refused RSET gives the connection up, not the message.
+                return
+            self._begin(todo.popleft())
+            if not self._may_begin:
+                return
+
+    async def _wait_for_work(self) -> bool:
+        host = self._host
+        if host.transactions and not host.did_last_succeed:
+            return False  # after a refusal there is no reason to keep the server waiting
+        attempt = await self._source.wait()
+        if attempt is None:
+            return False
+        await self._unpack(attempt)
+        return True
+
+    async def _unpack(self, attempt: Attempt) -> None:
+        """Make an attempt's recipients into jobs, as many as a transaction may have in each."""
+        host, message = self._host, attempt.message
+        attempt.begin_here()
+        content = message.content
+        if content.facts.is_8bit and not host.offered.eight_bit_mime:
+            try:
+                content = await _in_seven_bit(content)
+            except NotConvertibleError as error:
+                host.report_all(attempt, not_convertible(str(error), host.peer))
+                self._source.done(attempt)
+                return
+            except (OSError, ContentError) as error:
+                host.report_all(attempt, _unreadable(error))
+                self._source.done(attempt)
+                return
+        problem = refuse(message, attempt.recipients, content.facts, host.dialect, host.peer)
+        if problem is not None:
+            host.report_all(attempt, problem)
+            self._source.done(attempt)
+            return
+        for group in self._groups(attempt):
+            attempt.jobs += 1
+            self._todo.append(_Job(attempt, group, content))
+
+    def _groups(self, attempt: Attempt) -> Iterable[Sequence[int]]:
+        """Divide recipients among transactions."""
+        places, most = tuple(attempt.unasked), self._host.most_recipients
+        if not self._host.has_one_domain:
+            if not most or len(places) <= most:
+                return (places,)
+            return _pieces(places, most)
+        by_domain: dict[str, list[int]] = {}
+        for place in places:
+            domain = attempt.recipients[place].mailbox.routing_domain
+            by_domain.setdefault(domain, []).append(place)
+        return [
+            piece for group in by_domain.values() for piece in _pieces(group, most or len(group))
+        ]
+
+    def _begin(self, job: _Job) -> None:
+        host, (attempt, group, content) = self._host, job
+        message = attempt.message
+        recipients: Sequence[Recipient] = attempt.recipients
+        if len(group) < len(recipients):
+            recipients = [recipients[place] for place in group]
+        prdr = host.settings.prdr and host.offered.prdr and len(group) > 1
+        envelope = build(message, recipients, content.facts, host.dialect, prdr=prdr)
+        transaction = Transaction(envelope, content, host.peer, host.manner, prdr=prdr)
+        host.transactions = number = host.transactions + 1
+        host.recorder.transaction_started()
+        if host.events.is_watched:
+            host.publish(events.TransactionStarted, message.id, len(group), number)
+        flying = self._flying
+        flight = _Flight(
+            job,
+            transaction,
+            envelope,
+            number,
+            host.now(),
+            self._session.content_octets,
+            prdr=prdr,
+            is_behind=bool(flying),
+        )
+        if prdr:
+            self._session.count_recipients()
+        if flying and host.manner.chunking and not _is_same_path(flying[-1].envelope, envelope):
+            # Should nobody of the one before be accepted, no content ends it; a server that holds
+            # it for still open would deliver this one under the other's reverse-path.
+            flight.is_reset = True
+            self._window.append(RSET)
+        flying.append(flight)
+        self._say(flight, transaction.begin())
+
+    def _say(self, flight: _Flight, commands: Sequence[Command]) -> None:
+        self._window += commands
+        if commands[-1].kind in ENDS_OF_CONTENT:
+            self._contents += 1
+            flight.content = self._contents
+
+    async def _send_content(self, flight: _Flight) -> None:
+        """Send a content that is read while it is sent."""
+        session, transaction = self._session, flight.transaction
+        try:
+            async with session.listening(), aclosing(transaction.pieces()) as pieces:
+                async for piece in pieces:
+                    if session.has_answers or not session.is_usable:
+                        break  # refused or lost midway: the reply, or its absence, tells
+                    if piece.is_last:
+                        self._contents += 1
+                        flight.content = self._contents
+                    await session.send(piece)
+            transaction.streamed()
+        except (OSError, ContentError) as error:
+            # Our fault: the content stays unfinished, and the connection with it.
+            session.abandon()
+            transaction.give_up(_unreadable(error))
+            self._land(self._flying.popleft())
+
+    # -- hearing ----------------------------------------------------------------------------
+
+    def _hear(self, answers: Sequence[Answered]) -> None:
+        """Hand replies to the transactions they belong to, the oldest first."""
+        place, flying = 0, self._flying
+        while place < len(answers):
+            flight = flying[0]
+            if flight.is_reset and answers[place].command.kind is Kind.RSET:
+                flight.is_reset = False
+                place += 1
+                continue
+            transaction = flight.transaction
+            place, commands = transaction.hear_all(answers, place)
+            if commands:
+                self._say(flight, commands)
+            if transaction.due is Due.NOTHING:
+                flying.popleft()
+                self._land(flight)
+        if flying and answers[-1].reply.code == 421:
+            # It was said to one and is meant for all: nothing behind it will be answered.
+            while flying:
+                flight = flying.popleft()
+                flight.transaction.close(answers[-1])
+                self._land(flight)
+
+    # -- what became of it ------------------------------------------------------------------
+
+    def _land(self, flight: _Flight) -> None:
+        """Report what became of a transaction, and see whether its attempt has more to do here."""
+        transaction, host = flight.transaction, self._host
+        attempt, group, _ = flight.job
+        host.recorder.content_sent(self._session.content_octets - flight.octets_before)
+        attempt.jobs -= 1
+        if transaction.again or transaction.doubtful or not self._session.is_usable:
+            again = self._sort_out(flight)
+        else:
+            again = _NOBODY
+        host.report(
+            attempt,
+            group,
+            transaction.verdicts,
+            flight.number,
+            flight.started,
+            but=again,
+            prdr=flight.prdr,
+        )
+        if host.did_last_succeed:
+            host.depth.delivered()
+            if flight.is_behind:
+                host.memory.note_stream(is_taken=True)
+        elif transaction.leaves_open and self._flying:
+            self._flying[0].transaction.is_nested = True
+        if not attempt.jobs:
+            self._source.done(attempt)
+
+    def _sort_out(self, flight: _Flight) -> set[int] | frozenset[int]:
+        """Return who is asked once more, and see to it."""
+        attempt, group, _content = flight.job
+        transaction = flight.transaction
+        if not self._session.is_usable:
+            verdicts = [verdict for verdict in transaction.verdicts if verdict is not None]
+            if all(verdict.may_go_on for verdict in verdicts):
+                attempt.setback = verdicts[-1]
+        elif transaction.doubtful and flight.is_behind:
+            # It does not take commands behind a content: again, and one by one from here on.
+            self._host.depth.refused()
+            self._host.memory.note_stream(is_taken=False)
+            return self._ask_again(flight, transaction.doubtful)
+        elif transaction.again:
+            return self._ask_again(flight, transaction.again)
+        if transaction.doubtful and (attempt.returns or not attempt.lockstep):
+            if self._host.manner.chunking:
+                self._host.memory.note_bad_chunking()
+            attempt.lockstep = attempt.returns = True
+            self._drop_jobs_of(attempt)
+            return {group[place] for place in transaction.doubtful}
+        return _NOBODY
+
+    def _ask_again(self, flight: _Flight, places: Sequence[int]) -> set[int]:
+        """Ask recipients again at once, in a transaction of their own on this connection."""
+        attempt, group, content = flight.job
+        again = [group[place] for place in places]
+        attempt.jobs += 1
+        self._todo.appendleft(_Job(attempt, again, content))
+        return set(again)
+
+    def _drop_jobs_of(self, attempt: Attempt) -> None:
+        """Begin nothing more for an attempt that is to be asked over another connection."""
+        kept = [job for job in self._todo if job.attempt is not attempt]
+        attempt.jobs -= len(self._todo) - len(kept)
+        self._todo = deque(kept)
+
+    def _lose(self) -> None:
+        """The session ended with transactions in flight."""
+        session, is_oldest = self._session, True
+        ending = session.loss or SessionLost(Cause.CLOSED, None)
+        while self._flying:
+            flight = self._flying.popleft()
+            attempt, transaction = flight.job.attempt, flight.transaction
+            is_written = 0 < flight.content <= session.contents_written
+            if self._was_stale(transaction, ending, is_written=is_written) and (
+                not attempt.had_stale_connection
+            ):
+                # The connection had died before; this message just found out.
+                attempt.had_stale_connection = attempt.returns = True
+                attempt.jobs -= 1
+                if not attempt.jobs:
+                    self._source.done(attempt)
+            else:
+                transaction.lose(
+                    ending,
+                    is_oldest=is_oldest,
+                    is_content_written=is_written,
+                    octets=session.content_octets - flight.octets_before,
+                )
+                if is_written and self._host.manner.chunking and ending.cause is Cause.TIMEOUT:
+                    self._host.memory.note_bad_chunking()
+                self._land(flight)
+            is_oldest = False
+
+    def _was_stale(
+        self, transaction: Transaction, ending: SessionLost, *, is_written: bool
+    ) -> bool:
+        """Whether a reused connection turned out to be gone before anything was answered."""
+        return (
+            self._host.transactions > 1
+            and ending.cause is Cause.CLOSED
+            and not transaction.was_heard
+            and not is_written
+        )
+
+    def _give_back(self) -> None:
+        """Give back what was not begun: it deserves another connection, unless this one told all."""
+        while self._todo:
+            attempt = self._todo[0].attempt
+            self._drop_jobs_of(attempt)
+            if attempt.setback is None:
+                attempt.returns = True
+            else:
+                # Nothing was achieved here; another connection would hardly achieve more.
+                self._host.report_all(attempt, attempt.setback)
+            self._source.done(attempt)
+
+    def break_off(self, cause: Cause) -> None:
+        """Account for an end of our own making with transactions in flight.
+
+        Whose content has left may have been accepted: they are `unknown`, never merely deferred.
+        Everybody else is left to whoever holds the attempts.
+        """
+        text = f"{self._host.peer}: the reply to the content was not waited for"
+        verdict = ours(Status.UNKNOWN, cause, Stage.FINAL, text)._replace(scope=Scope.MESSAGE)
+        for flight in self._flying:
+            if 0 < flight.content <= self._session.contents_written:
+                transaction, (attempt, group, _) = flight.transaction, flight.job
+                transaction.give_up(verdict)
+                self._host.report(
+                    attempt,
+                    group,
+                    transaction.verdicts,
+                    flight.number,
+                    flight.started,
+                    but=_NOBODY,
+                )
+        self._flying.clear()
+
+
+def _pieces(places: Sequence[int], most: int) -> list[Sequence[int]]:
+    return [places[start : start + most] for start in range(0, len(places), most)]
+
+
+def _is_same_path(one: Envelope, other: Envelope) -> bool:
+    """Whether two MAIL commands name the same reverse-path."""
+    return one.mail.octets.partition(b">")[0] == other.mail.octets.partition(b">")[0]
+
+
+def _unreadable(error: Exception) -> Verdict:
+    text = f"the content could not be read: {error}"
+    return ours(Status.DEFERRED, Cause.IO, Stage.CONTENT, text)
+
+
+async def _in_seven_bit(content: Content) -> Content:
+    """Convert a content for a host without 8BITMIME (RFC 6152 §3).
+
+    Raises:
+        NotConvertibleError: It must stay as it is, or is too large.
+        ContentError: It changed since it was submitted.
+        OSError: It cannot be read.
+    """
+    octets = content.octets
+    if octets is None:
+        if content.facts.octets > _MOST_CONVERTED:
+            raise NotConvertibleError(f"more than {_MOST_CONVERTED} octets")
+        async with aclosing(content.chunks()) as chunks:
+            octets = b"".join([chunk async for chunk in chunks])
+    if len(octets) <= _QUICK_OCTETS:
+        return _convert(octets)
+    return await trio.to_thread.run_sync(_convert, octets)
+
+
+def _convert(octets: bytes) -> MemoryContent:
+    converted = to_seven_bit(octets)
+    return MemoryContent(converted, scan(converted))

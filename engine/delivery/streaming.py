@@ -1,0 +1,58 @@
+"""How many mail transactions may be in flight on a connection.  Knows no I/O.
+
+RFC 2920 §3.1 lets the next MAIL follow the final dot, and with CHUNKING (RFC 3030 §2) whole
+transactions can.  Not every server takes it, and on a fast link nothing is gained; so unless told a
+number, only servers that are known to take it are asked to.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+#: Most transactions in flight where the number is ours to choose: then one round trip costs each a
+#: sixteenth, and a lost connection leaves no more than these in doubt.
+MOST: Final = 16
+#: Octets of content in flight above which none is added: more does not fill a link any better.
+MOST_OCTETS: Final = 1024 * 1024
+#: A round trip that is not worth it, in seconds.
+_SHORT: Final = 0.001
+
+
+class Depth:
+    """The depth of one connection; 1 is lockstep.
+
+    Attributes:
+        may_stream: Whether more than one transaction may be in flight now.
+        most: How many.
+    """
+
+    __slots__ = ("_is_allowed", "may_stream", "most")
+
+    def __init__(
+        self,
+        setting: int | Literal["auto"],
+        *,
+        is_known: bool,
+        round_trip: float | None,
+        is_possible: bool,
+    ) -> None:
+        """Begin in lockstep, as every connection does until it has delivered something.
+
+        Args:
+            setting: `stream_depth`.
+            is_known: Whether the server is known to take it.
+            round_trip: Seconds, where they are known.
+            is_possible: Whether the commands of an envelope are pipelined at all.
+        """
+        is_worth_it = is_known and (round_trip is None or round_trip >= _SHORT)
+        self.most = MOST if setting == "auto" else setting
+        self._is_allowed = is_possible and (is_worth_it if setting == "auto" else setting > 1)
+        self.may_stream = False
+
+    def delivered(self) -> None:
+        """Account for a transaction that delivered: from here on there may be several."""
+        self.may_stream = self._is_allowed
+
+    def refused(self) -> None:
+        """Account for a server that does not take it."""
+        self._is_allowed = self.may_stream = False

@@ -1,0 +1,624 @@
+"""What only shows where several transactions share a connection, or a content goes by BDAT."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.outcome import Status
+from tests.delivery.helpers import (
+    CONTENT,
+    NEXT,
+    StreamedContent,
+    deliver,
+    delivered,
+    greeted,
+    message,
+    opening,
+    places,
+    scripted,
+    told,
+)
+
+A, B, C, D = "a@x.test", "b@x.test", "c@x.test", "d@x.test"
+OPEN = greeted("PIPELINING", "CHUNKING")
+OK = "S: 250 2.1.0 ok\n"
+
+
+def chunk(to: str, *, content: bytes = CONTENT, sender: str = "s@me.test", reset: str = "") -> str:
+    """What a client says that sends one message in one flight."""
+    return (
+        f"{reset}C: MAIL FROM:<{sender}>\nC: RCPT TO:<{to}>\n"
+        f"C: BDAT {len(content)} LAST\nC# {len(content)}\n"
+    )
+
+
+def replies(*codes: str) -> str:
+    return "".join(f"S: {code}\n" for code in codes)
+
+
+GOOD = replies("250 2.1.0 sender", "250 2.1.5 recipient", "250 2.0.0 queued")
+
+
+# ---- CHUNKING ------------------------------------------------------------------------------------
+
+
+async def test_a_small_content_goes_in_one_flight_with_its_envelope(drip, autojump_clock):
+    async with scripted(OPEN + chunk(A) + GOOD, drip=drip) as hosts:
+        (outcome,) = await deliver(hosts, message(A))
+
+    assert told([outcome]) == delivered(A)
+    assert outcome.features.chunking
+    assert outcome.features.pipelining
+
+
+async def test_a_larger_content_waits_for_the_replies_to_its_envelope(drip, autojump_clock):
+    """RFC 3030 §2."""
+    body = b"x" * 98 + b"\r\n"
+    script = (
+        OPEN
+        + f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{A}>\nC: RCPT TO:<{B}>\n"
+        + replies("250 ok", "250 ok", "550 5.1.1 who")
+        + "C: BDAT 100 LAST\nC# 100\nS: 250 queued\n"
+    )
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(
+            hosts, message(A, B, content=body), options={"one_flight_octets": 99}
+        )
+
+    assert told(outcomes) == [
+        f"{A} delivered - final reply 250",
+        f"{B} failed recipient rcpt reply 550",
+    ]
+
+
+async def test_a_larger_content_is_not_sent_when_nobody_is_accepted(autojump_clock):
+    body = b"x" * 98 + b"\r\n"
+    script = (
+        OPEN
+        + f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{A}>\n"
+        + replies("250 ok", "550 5.1.1 who")
+        + "C: QUIT\nS: 221 bye\n"
+    )
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, message(A, content=body), options={"one_flight_octets": 0})
+
+    assert told(outcomes) == [f"{A} failed recipient rcpt reply 550"]
+
+
+async def test_without_pipelining_a_chunk_goes_to_those_accepted(drip, autojump_clock):
+    script = (
+        greeted("CHUNKING")
+        + f"C: MAIL FROM:<s@me.test>\nS: 250 ok\nC: RCPT TO:<{A}>\nS: 250 ok\n"
+        + f"C: BDAT {len(CONTENT)} LAST\nC# {len(CONTENT)}\nS: 250 queued\n"
+    )
+    async with scripted(script, drip=drip) as hosts:
+        (outcome,) = await deliver(hosts, message(A))
+
+    assert told([outcome]) == delivered(A)
+    assert outcome.features.chunking
+    assert not outcome.features.pipelining
+
+
+async def test_dots_go_as_they_are(autojump_clock):
+    body = b".\r\n..x\r\n.\r\n"
+    async with scripted(OPEN + chunk(A, content=body) + GOOD) as hosts:
+        await deliver(hosts, message(A, content=body))
+        written = b"".join(hosts.streams[0].writes)
+
+    assert written.endswith(b"BDAT 11 LAST\r\n" + body + b"QUIT\r\n") or body in written
+
+
+async def test_a_content_that_is_read_while_it_is_sent_is_one_chunk(autojump_clock):
+    body = b"0123456789\r\n" * 20_000
+    script = (
+        OPEN
+        + f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{A}>\n"
+        + replies("250 ok", "250 ok")
+        + f"C: BDAT {len(body)} LAST\nC# {len(body)}\nS: 250 queued\n"
+    )
+    async with scripted(script, capacity=100_000) as hosts:
+        (outcome,) = await deliver(hosts, message(A, body=StreamedContent(body)))
+
+    assert told([outcome]) == delivered(A)
+
+
+async def test_chunking_can_be_switched_off(autojump_clock):
+    script = (
+        OPEN
+        + f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{A}>\nC: DATA\n"
+        + replies("250 ok", "250 ok", "354 go on")
+        + "C= content\nS: 250 queued\n"
+    )
+    async with scripted(script) as hosts:
+        (outcome,) = await deliver(hosts, message(A), options={"chunking": False})
+
+    assert told([outcome]) == delivered(A)
+    assert not outcome.features.chunking
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        pytest.param(
+            replies("550 5.1.8 not you", "503 no", "503 no"),
+            f"{A} failed message mail reply 550",
+            id="mail",
+        ),
+        pytest.param(
+            replies("451 4.7.1 later", "503 no", "503 no"),
+            f"{A} deferred message mail reply 451",
+            id="mail for now",
+        ),
+        pytest.param(
+            replies("250 ok", "550 5.1.1 who", "503 nobody"),
+            f"{A} failed recipient rcpt reply 550",
+            id="rcpt",
+        ),
+        pytest.param(
+            replies("250 ok", "550 5.1.1 who", "250 thanks for nothing"),
+            f"{A} failed recipient rcpt reply 550",
+            id="rcpt, and a chunk accepted for nobody",
+        ),
+        pytest.param(
+            replies("250 ok", "250 ok", "554 5.6.0 spam"),
+            f"{A} failed message final reply 554",
+            id="content",
+        ),
+        pytest.param(
+            replies("250 ok", "250 ok", "452 4.3.1 full"),
+            f"{A} deferred message final reply 452",
+            id="content for now",
+        ),
+        pytest.param(
+            replies("421 4.3.2 going"), f"{A} deferred host mail reply 421", id="421 to mail"
+        ),
+        pytest.param(
+            replies("250 ok", "250 ok", "421 4.3.2 going"),
+            f"{A} deferred host final reply 421",
+            id="421 to the content",
+        ),
+        # The content has left: whatever reply is missing first, it may have been accepted.
+        pytest.param("! close\n", f"{A} unknown message final closed -", id="closed"),
+        pytest.param(
+            "S: 250 ok\n! close\n", f"{A} unknown message final closed -", id="closed after mail"
+        ),
+        pytest.param(
+            replies("250 ok", "250 ok") + "! close\n",
+            f"{A} unknown message final closed -",
+            id="closed after rcpt",
+        ),
+        pytest.param("! stall\n", f"{A} unknown message final timeout -", id="silent"),
+        pytest.param(
+            replies("250 ok", "250 ok", "what"),
+            f"{A} unknown message final malformed-reply -",
+            id="garbage",
+        ),
+        pytest.param(
+            replies("250 ok", "550 5.1.1 who") + "! close\n",
+            f"{A} failed recipient rcpt reply 550",
+            id="closed after a refusal",
+        ),
+    ],
+)
+async def test_every_end_of_a_flight_has_its_verdict(said, expected, drip, autojump_clock):
+    quits = "" if "!" in said or "421" in said or "what" in said else "C: QUIT\nS: 221 bye\n"
+    async with scripted(OPEN + chunk(A) + said + quits, drip=drip) as hosts:
+        outcomes = await deliver(hosts, message(A))
+
+    assert told(outcomes) == [expected]
+
+
+async def test_a_refused_chunk_is_named_like_a_refused_content(autojump_clock):
+    script = OPEN + chunk(A) + replies("250 ok", "250 ok", "554 5.6.0 spam")
+    async with scripted(script + "C: QUIT\nS: 221 bye\n") as hosts:
+        (outcome,) = await deliver(hosts, message(A))
+
+    assert outcome.text == (
+        "SMTP error from 192.0.2.1 [192.0.2.1]:25 after pipelined end of data: 554 5.6.0 spam"
+    )
+
+
+@pytest.mark.parametrize("code", [500, 502, 503])
+async def test_a_host_that_mishandles_chunks_gets_data_and_is_remembered(code, autojump_clock):
+    plain = (
+        "C: MAIL FROM:<s@me.test>\nS: 250 ok\nC: RCPT TO:<{to}>\nS: 250 ok\n"
+        "C: DATA\nS: 354 go on\nC= content\nS: 250 queued\n"
+    )
+    piped = (
+        "C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{to}>\nC: DATA\n"
+        + replies("250 ok", "250 ok", "354 go on")
+        + "C= content\nS: 250 queued\n"
+    )
+    script = (
+        OPEN
+        + chunk(A)
+        + replies("250 ok", "250 ok", f"{code} 5.5.1 what")
+        + "C: QUIT\nS: 221 bye\n"
+        + NEXT
+        + OPEN
+        + plain.format(to=A)
+        + "C: QUIT\nS: 221 bye\n"
+        + NEXT
+        + OPEN
+        + piped.format(to=B)
+    )
+    async with scripted(script) as hosts:
+        outcomes = await deliver(
+            hosts, message(A), message(B), options={"max_messages_per_connection": 1}
+        )
+
+    assert told(outcomes) == delivered(A, B)
+    assert [outcome.attempts for outcome in outcomes] == [(), ()]
+
+
+# ---- several in flight ---------------------------------------------------------------------------
+
+TOGETHER = {"together": True, "options": {"stream_depth": 3, "max_connections": 1}}
+
+
+async def test_after_the_first_chunks_are_in_flight_together(drip, autojump_clock):
+    script = OPEN + chunk(A) + GOOD + chunk(B) + chunk(C) + chunk(D) + GOOD * 3
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(hosts, *map(message, (A, B, C, D)), **TOGETHER)
+        writes = len(hosts.streams[0].writes)
+
+    assert told(outcomes) == delivered(A, B, C, D)
+    assert places(outcomes) == [(1, 1), (1, 2), (1, 3), (1, 4)]
+    assert writes <= 4  # hello, the first message, all the others, QUIT
+
+
+async def test_by_data_the_next_envelope_rides_behind_the_dot(drip, autojump_clock):
+    envelope = "C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{}>\nC: DATA\n"
+    taken = replies("250 ok", "250 ok", "354 go on")
+    script = (
+        opening(True)
+        + envelope.format(A)
+        + taken
+        + "C= content\nS: 250 queued\n"
+        + envelope.format(B)
+        + taken
+        + "C= content\n"
+        + envelope.format(C)
+        + "S: 250 queued\n"
+        + taken
+        + "C= content\nS: 250 queued\n"
+    )
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(hosts, *map(message, (A, B, C)), **TOGETHER)
+        contents = hosts.contents
+
+    assert told(outcomes) == delivered(A, B, C)
+    assert contents == [CONTENT] * 3
+
+
+async def test_lockstep_is_lockstep(autojump_clock):
+    script = OPEN + chunk(A) + GOOD + chunk(B) + GOOD + chunk(C) + GOOD
+    async with scripted(script) as hosts:
+        outcomes = await deliver(
+            hosts,
+            *map(message, (A, B, C)),
+            together=True,
+            options={"stream_depth": 1, "max_connections": 1},
+        )
+        writes = len(hosts.streams[0].writes)
+
+    assert told(outcomes) == delivered(A, B, C)
+    assert writes == 5
+
+
+@pytest.mark.parametrize(
+    ("greeting", "is_streamed"), [("mx.test ESMTP Exim 4.96", True), ("mx.test ESMTP", False)]
+)
+async def test_auto_streams_to_servers_that_are_known_to_take_it(
+    greeting, is_streamed, autojump_clock
+):
+    script = OPEN.replace("S: 220 mx.test", f"S: 220 {greeting}")
+    script += chunk(A) + GOOD
+    script += chunk(B) + chunk(C) + GOOD * 2 if is_streamed else chunk(B) + GOOD + chunk(C) + GOOD
+    async with scripted(script) as hosts:
+        outcomes = await deliver(
+            hosts, *map(message, (A, B, C)), together=True, options={"max_connections": 1}
+        )
+        writes = len(hosts.streams[0].writes)
+
+    assert told(outcomes) == delivered(A, B, C)
+    assert writes == (4 if is_streamed else 5)
+
+
+async def test_a_refusal_in_a_stream_is_one_messages_own(drip, autojump_clock):
+    script = OPEN + chunk(A) + GOOD + chunk(B) + chunk(C) + chunk(D)
+    script += replies("250 ok", "250 ok", "554 5.6.0 spam") + GOOD
+    script += replies("452 4.3.1 full", "503 no", "503 no") + "C: QUIT\nS: 221 bye\n"
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(hosts, *map(message, (A, B, C, D)), **TOGETHER)
+
+    assert told(outcomes) == [
+        f"{A} delivered - final reply 250",
+        f"{B} failed message final reply 554",
+        f"{C} delivered - final reply 250",
+        f"{D} deferred message mail reply 452",
+    ]
+
+
+async def test_behind_one_that_nobody_was_accepted_of_the_next_is_delivered(drip, autojump_clock):
+    """The server holds the first one for still open: MAIL is refused, and the rest is taken."""
+    script = OPEN + chunk(A) + GOOD + chunk(B) + chunk(C)
+    script += replies("250 ok", "550 5.1.1 who", "503 5.5.1 nobody")
+    script += replies("503 5.5.1 sender already given", "250 ok", "250 queued")
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(hosts, *map(message, (A, B, C)), **TOGETHER)
+
+    assert told(outcomes) == [
+        f"{A} delivered - final reply 250",
+        f"{B} failed recipient rcpt reply 550",
+        f"{C} delivered - final reply 250",
+    ]
+
+
+async def test_under_another_reverse_path_the_next_one_begins_with_a_reset(drip, autojump_clock):
+    """Or it might be delivered under that of the one before."""
+    other = chunk(C, sender="t@me.test", reset="C: RSET\n")
+    script = OPEN + chunk(A) + GOOD + chunk(B) + other
+    script += replies("250 ok", "550 5.1.1 who", "503 5.5.1 nobody", "250 flushed") + GOOD
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(
+            hosts, message(A), message(B), message(C, sender="t@me.test"), **TOGETHER
+        )
+
+    assert told(outcomes) == [
+        f"{A} delivered - final reply 250",
+        f"{B} failed recipient rcpt reply 550",
+        f"{C} delivered - final reply 250",
+    ]
+
+
+async def test_what_a_server_refuses_behind_the_dot_is_sent_again_in_lockstep(autojump_clock):
+    """Haraka 3.3 takes the message and answers 503 to what came early: no outcome is touched."""
+    envelope = "C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{}>\nC: DATA\n"
+    taken = replies("250 ok", "250 ok", "354 go on")
+    script = opening(True) + envelope.format(A) + taken + "C= content\nS: 250 queued\n"
+    script += envelope.format(B) + taken + "C= content\n" + envelope.format(C)
+    script += replies("250 queued", "503 early", "503 early", "503 early")
+    script += envelope.format(C) + taken + "C= content\nS: 250 queued\n"
+    script += envelope.format(D) + taken + "C= content\nS: 250 queued\n"
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, *map(message, (A, B, C, D)), **TOGETHER)
+
+    assert told(outcomes) == delivered(A, B, C, D)
+    assert [outcome.attempts for outcome in outcomes] == [()] * 4
+    assert {connection for connection, _ in places(outcomes)} == {1}
+
+
+async def test_a_lost_stream_leaves_in_doubt_what_has_left_and_nothing_else(autojump_clock):
+    script = OPEN + chunk(A) + GOOD + chunk(B) + chunk(C) + chunk(D)
+    script += GOOD + "S: 250 ok\n! close"
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, *map(message, (A, B, C, D)), **TOGETHER)
+
+    assert told(outcomes) == [
+        f"{A} delivered - final reply 250",
+        f"{B} delivered - final reply 250",
+        f"{C} unknown message final closed -",
+        f"{D} unknown message final closed -",
+    ]
+
+
+async def test_what_has_not_left_of_a_lost_stream_is_deferred(autojump_clock):
+    """The third content was still being written: it cannot have been accepted."""
+    body = b"x" * 998 + b"\r\n"
+    script = OPEN + chunk(A) + GOOD + chunk(B, content=body) + "C# 500\n! close"
+    options = {"stream_depth": 3, "max_connections": 1, "one_flight_octets": 5000}
+    async with scripted(script, capacity=700, is_watched=False) as hosts:
+        outcomes = await deliver(
+            hosts,
+            message(A),
+            message(B, content=body),
+            message(C, content=body),
+            together=True,
+            options=options,
+        )
+
+    by_recipient = {outcome.recipient: outcome for outcome in outcomes}
+    assert by_recipient[A].status is Status.DELIVERED
+    assert by_recipient[B].status is Status.UNKNOWN
+    assert by_recipient[C].status is Status.DEFERRED
+
+
+async def test_421_in_a_stream_defers_what_is_undecided(drip, autojump_clock):
+    script = OPEN + chunk(A) + GOOD + chunk(B) + chunk(C) + chunk(D)
+    script += GOOD + "S: 421 4.3.2 going down\n"
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(hosts, *map(message, (A, B, C, D)), **TOGETHER)
+
+    assert told(outcomes) == [
+        f"{A} delivered - final reply 250",
+        f"{B} delivered - final reply 250",
+        f"{C} deferred host mail reply 421",
+        f"{D} deferred host mail reply 421",
+    ]
+
+
+async def test_recipients_of_one_message_are_streamed_in_groups(autojump_clock):
+    script = OPEN + chunk(A) + GOOD + chunk(B) + chunk(C) + GOOD * 2
+    async with scripted(script) as hosts:
+        outcomes = await deliver(
+            hosts,
+            message(A, B, C),
+            options={"max_recipients_per_transaction": 1, "stream_depth": 4},
+        )
+
+    assert told(outcomes) == delivered(A, B, C)
+    assert places(outcomes) == [(1, 1), (1, 2), (1, 3)]
+
+
+# ---- LMTP ----------------------------------------------------------------------------------------
+
+LMTP = greeted("PIPELINING").replace("EHLO", "LHLO")
+
+
+def lmtp(*rcpts: str, data: str = "354 go on", **more: str) -> str:
+    script = "C: MAIL FROM:<s@me.test>\n"
+    script += "".join(f"C: RCPT TO:<{to}>\n" for to in (A, B, C)) + "C: DATA\n"
+    return script + replies("250 ok", *rcpts, data)
+
+
+async def test_lmtp_has_a_reply_for_each_recipient_that_was_accepted(drip, autojump_clock):
+    script = LMTP + lmtp("250 ok", "550 5.1.1 who", "250 ok") + "C= content\n"
+    script += replies("250 2.0.0 stored", "452 4.2.2 over quota") + "C: QUIT\nS: 221 bye\n"
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(hosts, message(A, B, C), options={"protocol": "lmtp"})
+
+    assert told(outcomes) == [
+        f"{A} delivered - final reply 250",
+        f"{B} failed recipient rcpt reply 550",
+        f"{C} deferred recipient final reply 452",
+    ]
+    assert all(outcome.features.lmtp for outcome in outcomes)
+
+
+async def test_lmtp_that_breaks_off_leaves_in_doubt_who_had_no_reply(drip, autojump_clock):
+    script = LMTP + lmtp("250 ok", "250 ok", "250 ok") + "C= content\n"
+    script += "S: 550 5.2.1 disabled\nS: 250 stored\n! close"
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(hosts, message(A, B, C), options={"protocol": "lmtp"})
+
+    assert told(outcomes) == [
+        f"{A} failed recipient final reply 550",
+        f"{B} delivered - final reply 250",
+        f"{C} unknown message final closed -",
+    ]
+
+
+async def test_lmtp_ignores_quotas_where_that_is_offered_and_asked_for(autojump_clock):
+    script = LMTP.replace("S: 250 PIPELINING", "S: 250-IGNOREQUOTA\nS: 250 PIPELINING")
+    script += f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{A}> IGNOREQUOTA\nC: DATA\n"
+    script += replies("250 ok", "250 ok", "354 go on") + "C= content\nS: 250 stored\n"
+    async with scripted(script) as hosts:
+        outcomes = await deliver(
+            hosts, message(A), options={"protocol": "lmtp", "lmtp_ignore_quota": True}
+        )
+
+    assert told(outcomes) == delivered(A)
+
+
+# ---- PRDR ----------------------------------------------------------------------------------------
+
+PRDR = greeted("PIPELINING", "PRDR")
+
+
+def prdr(*finals: str) -> str:
+    script = PRDR + f"C: MAIL FROM:<s@me.test> PRDR\nC: RCPT TO:<{A}>\nC: RCPT TO:<{B}>\nC: DATA\n"
+    return script + replies("250 ok", "250 ok", "250 ok", "354 go on") + "C= c\n" + replies(*finals)
+
+
+@pytest.mark.parametrize(
+    ("finals", "a", "b"),
+    [
+        pytest.param(
+            ("353 each", "250 a", "550 5.7.1 b", "250 all"),
+            "delivered - final reply 250",
+            "failed recipient final reply 550",
+            id="one refused",
+        ),
+        pytest.param(
+            ("353 each", "250 a", "451 4.7.1 b", "250 all"),
+            "delivered - final reply 250",
+            "deferred recipient final reply 451",
+            id="one deferred",
+        ),
+        pytest.param(
+            ("353 each", "250 a", "250 b", "554 5.6.0 all"),
+            "failed message final reply 554",
+            "failed message final reply 554",
+            id="all refused in the end",
+        ),
+        pytest.param(
+            ("353 each", "250 a", "550 5.7.1 b", "451 4.3.0 all"),
+            "deferred message final reply 451",
+            "failed recipient final reply 550",
+            id="all deferred in the end",
+        ),
+        pytest.param(
+            ("250 for all",),
+            "delivered - final reply 250",
+            "delivered - final reply 250",
+            id="one reply after all",
+        ),
+        pytest.param(
+            ("554 5.6.0 for all",),
+            "failed message final reply 554",
+            "failed message final reply 554",
+            id="one refusal after all",
+        ),
+    ],
+)
+async def test_prdr_has_a_reply_for_each_and_one_for_all(finals, a, b, drip, autojump_clock):
+    quits = "" if "delivered" in a + b else "C: QUIT\nS: 221 bye\n"
+    async with scripted(prdr(*finals) + quits, drip=drip) as hosts:
+        outcomes = await deliver(hosts, message(A, B))
+
+    assert told(outcomes) == [f"{A} {a}", f"{B} {b}"]
+    assert all(outcome.features.prdr for outcome in outcomes)
+
+
+async def test_prdr_that_breaks_off_keeps_refusals_and_leaves_the_rest_in_doubt(autojump_clock):
+    async with scripted(prdr("353 each", "250 a", "550 5.7.1 b") + "! close") as hosts:
+        outcomes = await deliver(hosts, message(A, B))
+
+    assert told(outcomes) == [
+        f"{A} unknown message final closed -",
+        f"{B} failed recipient final reply 550",
+    ]
+
+
+async def test_prdr_is_not_asked_for_one_recipient(autojump_clock):
+    script = PRDR + f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{A}>\nC: DATA\n"
+    script += replies("250 ok", "250 ok", "354 go on") + "C= c\nS: 250 queued\n"
+    async with scripted(script) as hosts:
+        (outcome,) = await deliver(hosts, message(A))
+
+    assert told([outcome]) == delivered(A)
+    assert not outcome.features.prdr
+
+
+# ---- limits --------------------------------------------------------------------------------------
+
+
+def plain(*recipients: str) -> str:
+    script = "C: MAIL FROM:<s@me.test>\n"
+    script += "".join(f"C: RCPT TO:<{to}>\n" for to in recipients) + "C: DATA\n"
+    script += replies("250 ok", *["250 ok"] * len(recipients), "354 go on")
+    return script + "C= content\nS: 250 queued\n"
+
+
+async def test_rcptmax_divides_recipients(autojump_clock):
+    script = greeted("PIPELINING", "LIMITS RCPTMAX=2") + plain(A, B) + plain(C)
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, message(A, B, C))
+
+    assert told(outcomes) == delivered(A, B, C)
+
+
+async def test_mailmax_renews_the_connection(autojump_clock):
+    hello = greeted("PIPELINING", "LIMITS MAILMAX=1")
+    script = hello + plain(A) + "C: QUIT\nS: 221 bye\n" + NEXT + hello + plain(B)
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, message(A), message(B))
+
+    assert told(outcomes) == delivered(A, B)
+
+
+async def test_rcptdomainmax_keeps_domains_apart(autojump_clock):
+    script = greeted("PIPELINING", "LIMITS RCPTDOMAINMAX=5") + plain(A, B) + plain("c@y.test")
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, message(A, "c@y.test", B))
+
+    assert told(outcomes) == delivered(A, B, "c@y.test")
+
+
+async def test_domains_are_kept_apart_where_that_is_set(autojump_clock):
+    script = opening(True) + plain(A, B) + plain("c@y.test")
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, message(A, "c@y.test", B), options={"multi_domain": False})
+
+    assert told(outcomes) == delivered(A, B, "c@y.test")

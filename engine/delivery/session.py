@@ -410,23 +410,16 @@ class Session:
 
     # -- the reader -------------------------------------------------------------------------
 
-    @property
-    def _is_over(self) -> bool:
-        return self.loss is not None
-
     async def _attend(self) -> None:
         """Keep the deadline of the reply that is due, and read while that is asked for."""
         self._arm()
         with self._replies_in, self._reading:
-            while not self._is_over:
+            while self.loss is None:
                 # One scope serves many replies: its deadline may come too early, never too late.
                 self._watch = trio.CancelScope(deadline=self._due)
                 with self._watch:
                     await self._duty.wait()
-                    while not self._is_over and self._runs < _CHANNEL_ITEMS:
-                        await self._read()
-                    if not self._is_over:
-                        await trio.sleep_forever()  # there is enough to hear already
+                    await self._listen()
                 if self._watch.cancelled_caught and self._now() >= self._due:
                     self._late()
                 if not self._is_listening:
@@ -437,6 +430,14 @@ class Session:
         self._writing.cancel()
         if self.when_over is not None:
             self.when_over()
+
+    async def _listen(self) -> None:
+        """Read until the session is lost, or there is enough to hear."""
+        while self._runs < _CHANNEL_ITEMS:
+            await self._read()
+            if self.loss is not None:
+                return
+        await trio.sleep_forever()
 
     async def _read(self) -> None:
         """Read once, and put the replies that are complete on their channel."""

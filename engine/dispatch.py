@@ -145,7 +145,7 @@ class Dispatcher:
             for parcel in self._waiting.pop(domain):
                 self._let_go(parcel, domain, found, verdict)
         events = self._shared.events
-        if found is not None and events.is_watched:
+        if found is not None and RecipientsRouted in events.wanted:
             site = found.site if isinstance(found, Route) else ""
             events.publish(RecipientsRouted(self._shared.clock(), domain, site, found.seconds))
 

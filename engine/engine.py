@@ -248,7 +248,7 @@ class Engine:
             message = message.with_id(str(self._submitted))
         self._unsettled += count
         self._recorder.message_submitted(count)
-        if self.events.is_watched:
+        if MessageSubmitted in self.events.wanted:
             octets = message.content.facts.octets
             self.events.publish(MessageSubmitted(self._clock(), message.id, count, octets))
         self._dispatcher.dispatch(message)
@@ -265,7 +265,7 @@ class Engine:
 
     def _settle(self, outcome: Outcome) -> None:
         self._recorder.recipient_settled(outcome.status)
-        if self.events.is_watched:
+        if RecipientSettled in self.events.wanted:
             self.events.publish(RecipientSettled(self._clock(), outcome))
         self.outcomes.put(outcome)
         self._unsettled -= 1

@@ -8,7 +8,6 @@ engine is cancelled.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -103,43 +102,48 @@ class Seats:
 class Outcomes(trio.abc.ReceiveChannel["Outcome"]):
     """The channel outcomes come back on; taking one gives its seat back.
 
-    Ends when the engine has drained and all were taken.
+    Ends when the engine has drained and all were taken.  It is Trio's memory channel but for what
+    seats make needless: a bound of its own, and a sender that may have to wait.
     """
 
     def __init__(self, seats: Seats) -> None:
         self._seats = seats
-        # Not bounded here: what can be in it has a seat each, and seats are bounded.
         self._in_a_row = 0
-        self._in, self._out = trio.open_memory_channel["Outcome"](math.inf)
+        # Not bounded here: what can be in it has a seat each, and seats are bounded.
+        self._ready: deque[Outcome] = deque()
+        self._waiting = trio.lowlevel.ParkingLot()
+        self._has_ended = False
 
     def put(self, outcome: Outcome) -> None:
         """Add an outcome; never waits."""
-        self._in.send_nowait(outcome)
+        self._ready.append(outcome)
+        if self._waiting:
+            self._waiting.unpark()
 
     def end(self) -> None:
         """Let the channel end behind what is in it."""
-        self._in.close()
+        self._has_ended = True
+        self._waiting.unpark_all()
 
     def __len__(self) -> int:
-        return self._out.statistics().current_buffer_used
+        return len(self._ready)
 
     async def receive(self) -> Outcome:
         """Return the next outcome; a checkpoint when it has to wait, and every now and then.
+
+        Cancelled, none was taken.
 
         Raises:
             trio.EndOfChannel: There will be none any more.
         """
         # Under load many wait: a task switch for each would cost more than the outcome itself.
         self._in_a_row += 1
-        if self._in_a_row < _IN_A_ROW:
-            try:
-                return self.receive_nowait()
-            except trio.WouldBlock:
-                pass
-        self._in_a_row = 0
-        outcome = await self._out.receive()
-        self._seats.give_back()
-        return outcome
+        if not self._ready or self._in_a_row >= _IN_A_ROW:
+            self._in_a_row = 0
+            await trio.lowlevel.checkpoint()
+            while not self._ready and not self._has_ended:
+                await self._waiting.park()
+        return self._take()
 
     def receive_nowait(self) -> Outcome:
         """Return the next outcome if there is one.
@@ -148,9 +152,15 @@ class Outcomes(trio.abc.ReceiveChannel["Outcome"]):
             trio.WouldBlock: There is none now.
             trio.EndOfChannel: There will be none any more.
         """
-        outcome = self._out.receive_nowait()
+        if not self._ready and not self._has_ended:
+            raise trio.WouldBlock
+        return self._take()
+
+    def _take(self) -> Outcome:
+        if not self._ready:
+            raise trio.EndOfChannel
         self._seats.give_back()
-        return outcome
+        return self._ready.popleft()
 
     async def aclose(self) -> None:
         """Leave the channel open: outcomes belong to whoever reads next, and none may be lost."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from engine.delivery.verdict import Verdict, ours
-from engine.outcome import NO_FEATURES, NO_TIMINGS, Cause, Outcome, Status, Timings, Tried
+from engine.outcome import NO_FEATURES, Cause, Outcome, Status, Timings, Tried
 from engine.smtp.stages import Stage
 from engine.smtp.status import EnhancedStatusCode
 
@@ -29,14 +29,20 @@ class Carriage(NamedTuple):
         peer: The host, if it came to that.
         features: What was in force on the connection.
         transaction: Its number on the connection, `None` where none was begun.
-        timings: How long it took; route and total are each recipient's own.
+        connect: Seconds until the connection stood, where this transaction bears that.
+        tls: Seconds of its TLS handshake, the same.
+        hello: Seconds of greeting and hello, the same.
+        seconds: How long the transaction took.
         transcript: The dialogue, where it was asked for.
     """
 
     peer: Peer | None = None
     features: Features = NO_FEATURES
     transaction: int | None = None
-    timings: Timings = NO_TIMINGS
+    connect: float = 0.0
+    tls: float = 0.0
+    hello: float = 0.0
+    seconds: float = 0.0
     transcript: tuple[str, ...] | None = None
 
 
@@ -61,23 +67,17 @@ class Attempt:
         setback: What a session that was lost made of all it was asked for, where that was nothing.
     """
 
-    __slots__ = (
-        "_asked_here",
-        "_last",
-        "_route_seconds",
-        "_settle",
-        "_submitted_at",
-        "had_stale_connection",
-        "jobs",
-        "lockstep",
-        "message",
-        "recipients",
-        "redo",
-        "returns",
-        "setback",
-        "waiting",
-        "walk",
-    )
+    # What few attempts ever have differently stands in the class: making one is on every message's path.
+    walk: Walk | None = None
+    lockstep = False
+    redo: Candidate | None = None
+    had_stale_connection = False
+    jobs = 0
+    returns = False
+    setback: Verdict | None = None
+    _asked_here: set[int] | None = None
+    # What the hosts so far made of a recipient, last one last.
+    _last: dict[int, list[_Report]] | None = None
 
     def __init__(
         self,
@@ -100,19 +100,9 @@ class Attempt:
         self.message = message
         self.recipients = recipients
         self.waiting = [0] if len(recipients) == 1 else [*range(len(recipients))]
-        self.walk: Walk | None = None
-        self.lockstep = False
-        self.redo: Candidate | None = None
-        self.had_stale_connection = False
-        self.jobs = 0
-        self.returns = False
-        self.setback: Verdict | None = None
         self._settle = settle
         self._submitted_at = submitted_at
         self._route_seconds = route_seconds
-        self._asked_here: set[int] | None = None
-        # What the hosts so far made of a recipient, last one last.
-        self._last: dict[int, list[_Report]] | None = None
 
     @property
     def is_done(self) -> bool:
@@ -147,7 +137,7 @@ class Attempt:
     ) -> None:
         """Take a host's verdict on one recipient: settle it, or remember it for the next host."""
         status, stage, cause, text, scope, reply, enhanced, is_here_only = verdict
-        peer, features, transaction, (_, connect, tls, hello, seconds, _), transcript = carriage
+        peer, features, transaction, connect, tls, hello, seconds, transcript = carriage
         total = now - self._submitted_at
         outcome = Outcome(
             self.message.id,

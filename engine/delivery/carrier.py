@@ -29,9 +29,9 @@ from engine.smtp.stages import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from collections.abc import Set as AbstractSet
 
     from engine.delivery.attempt import Attempt
-    from engine.delivery.envelope import Envelope
     from engine.delivery.host_session import HostSession
     from engine.delivery.verdict import Verdict
     from engine.message import Content, Recipient
@@ -72,57 +72,28 @@ class _Job(NamedTuple):
     content: Content
 
 
-class _Flight:
+class _Flight(Transaction):
     """A transaction that was begun and is not over.
 
     Attributes:
         job: What it is for.
-        transaction: What is said and heard.
-        envelope: How it was opened.
         number: Which transaction of the connection, from 1.
         started: When it began, by Trio's clock.
         octets_before: Octets of content written before it.
-        prdr: Whether a reply for each recipient was asked for.
-        is_behind: Whether it was begun with another one in flight.
         content: Which content of the session is its, from 1; 0 while none was sent.
+        is_behind: Whether it was begun with another one in flight.
         is_reset: Whether RSET goes before it, whose reply is owed.
+        prdr: Whether a reply for each recipient was asked for.
     """
 
-    __slots__ = (
-        "content",
-        "envelope",
-        "is_behind",
-        "is_reset",
-        "job",
-        "number",
-        "octets_before",
-        "prdr",
-        "started",
-        "transaction",
-    )
-
-    def __init__(
-        self,
-        job: _Job,
-        transaction: Transaction,
-        envelope: Envelope,
-        number: int,
-        started: float,
-        octets_before: int,
-        *,
-        prdr: bool,
-        is_behind: bool,
-    ) -> None:
-        self.job = job
-        self.transaction = transaction
-        self.envelope = envelope
-        self.number = number
-        self.started = started
-        self.octets_before = octets_before
-        self.prdr = prdr
-        self.is_behind = is_behind
-        self.content = 0
-        self.is_reset = False
+    job: _Job
+    number: int
+    started: float
+    octets_before: int
+    content = 0
+    is_behind = False
+    is_reset = False
+    prdr = False
 
 
 _NOBODY: Final[frozenset[int]] = frozenset()
@@ -156,7 +127,7 @@ class Carrier:
                 if self._todo or not self._may_go_on or not await self._wait_for_work():
                     break
                 continue
-            if flying[0].transaction.due is Due.CONTENT:
+            if flying[0].due is Due.CONTENT:
                 await self._send_content(flying[0])
                 continue
             answers = await session.hear()
@@ -185,7 +156,7 @@ class Carrier:
         return (
             depth.may_stream
             and len(flying) < depth.most
-            and flying[-1].transaction.is_sent
+            and flying[-1].is_sent
             and not flying[-1].job.attempt.message.require_tls
             and self._session.is_usable
             and not self._host.is_used_up
@@ -198,14 +169,14 @@ class Carrier:
 
     async def _fill(self) -> None:
         """Begin the transactions that may begin now."""
-        host, todo = self._host, self._todo
+        host, todo, flying = self._host, self._todo, self._flying
         while True:
             while not todo:
                 attempt = self._source.take()
                 if attempt is None:
                     return
                 await self._unpack(attempt)
-            if self._flying:
+            if flying:
                 if todo[0].attempt.message.require_tls:
                     return  # REQUIRETLS mail travels alone
             elif host.transactions and not await host.make_ready():
@@ -230,21 +201,25 @@ class Carrier:
         host, message = self._host, attempt.message
         attempt.begin_here()
         content = message.content
+        problem = None
         if content.facts.is_8bit and not host.offered.eight_bit_mime:
             try:
                 content = await _in_seven_bit(content)
             except NotConvertibleError as error:
-                host.report_all(attempt, not_convertible(str(error), host.peer))
-                self._source.done(attempt)
-                return
+                problem = not_convertible(str(error), host.peer)
             except (OSError, ContentError) as error:
-                host.report_all(attempt, _unreadable(error))
-                self._source.done(attempt)
-                return
-        problem = refuse(message, attempt.recipients, content.facts, host.dialect, host.peer)
+                problem = _unreadable(error)
+        problem = problem or refuse(
+            message, attempt.recipients, content.facts, host.dialect, host.peer
+        )
         if problem is not None:
             host.report_all(attempt, problem)
             self._source.done(attempt)
+            return
+        places = attempt.unasked
+        if len(places) == 1:
+            attempt.jobs = 1
+            self._todo.append(_Job(attempt, (places[0],), content))
             return
         for group in self._groups(attempt):
             attempt.jobs += 1
@@ -273,31 +248,26 @@ class Carrier:
             recipients = [recipients[place] for place in group]
         prdr = host.settings.prdr and host.offered.prdr and len(group) > 1
         envelope = build(message, recipients, content.facts, host.dialect, prdr=prdr)
-        transaction = Transaction(envelope, content, host.peer, host.manner, prdr=prdr)
+        flight = _Flight(envelope, content, host.peer, host.manner, prdr=prdr)
         host.transactions = number = host.transactions + 1
         host.recorder.transaction_started()
-        if host.events.is_watched:
+        if events.TransactionStarted in host.events.wanted:
             host.publish(events.TransactionStarted, message.id, len(group), number)
-        flying = self._flying
-        flight = _Flight(
-            job,
-            transaction,
-            envelope,
-            number,
-            host.now(),
-            self._session.content_octets,
-            prdr=prdr,
-            is_behind=bool(flying),
-        )
+        flight.job, flight.number = job, number
+        flight.started, flight.octets_before = host.now(), self._session.content_octets
         if prdr:
+            flight.prdr = True
             self._session.count_recipients()
-        if flying and host.manner.chunking and not _is_same_path(flying[-1].envelope, envelope):
-            # Should nobody of the one before be accepted, no content ends it; a server that holds
-            # it for still open would deliver this one under the other's reverse-path.
-            flight.is_reset = True
-            self._window.append(RSET)
+        flying = self._flying
+        if flying:
+            flight.is_behind = True
+            if host.manner.chunking and not flight.has_sender_of(flying[-1]):
+                # Should nobody of the one before be accepted, no content ends it; a server that
+                # holds it for still open would deliver this one under the other's reverse-path.
+                flight.is_reset = True
+                self._window.append(RSET)
         flying.append(flight)
-        self._say(flight, transaction.begin())
+        self._say(flight, flight.begin())
 
     def _say(self, flight: _Flight, commands: Sequence[Command]) -> None:
         self._window += commands
@@ -307,9 +277,9 @@ class Carrier:
 
     async def _send_content(self, flight: _Flight) -> None:
         """Send a content that is read while it is sent."""
-        session, transaction = self._session, flight.transaction
+        session = self._session
         try:
-            async with session.listening(), aclosing(transaction.pieces()) as pieces:
+            async with session.listening(), aclosing(flight.pieces()) as pieces:
                 async for piece in pieces:
                     if session.has_answers or not session.is_usable:
                         break  # refused or lost midway: the reply, or its absence, tells
@@ -317,11 +287,11 @@ class Carrier:
                         self._contents += 1
                         flight.content = self._contents
                     await session.send(piece)
-            transaction.streamed()
+            flight.streamed()
         except (OSError, ContentError) as error:
             # Our fault: the content stays unfinished, and the connection with it.
             session.abandon()
-            transaction.give_up(_unreadable(error))
+            flight.give_up(_unreadable(error))
             self._land(self._flying.popleft())
 
     # -- hearing ----------------------------------------------------------------------------
@@ -335,36 +305,34 @@ class Carrier:
                 flight.is_reset = False
                 place += 1
                 continue
-            transaction = flight.transaction
-            place, commands = transaction.hear_all(answers, place)
+            place, commands = flight.hear_all(answers, place)
             if commands:
                 self._say(flight, commands)
-            if transaction.due is Due.NOTHING:
+            if flight.due is Due.NOTHING:
                 flying.popleft()
                 self._land(flight)
         if flying and answers[-1].reply.code == 421:
             # It was said to one and is meant for all: nothing behind it will be answered.
             while flying:
                 flight = flying.popleft()
-                flight.transaction.close(answers[-1])
+                flight.close(answers[-1])
                 self._land(flight)
 
     # -- what became of it ------------------------------------------------------------------
 
     def _land(self, flight: _Flight) -> None:
         """Report what became of a transaction, and see whether its attempt has more to do here."""
-        transaction, host = flight.transaction, self._host
-        attempt, group, _ = flight.job
+        host, (attempt, group, _) = self._host, flight.job
         host.recorder.content_sent(self._session.content_octets - flight.octets_before)
         attempt.jobs -= 1
-        if transaction.again or transaction.doubtful or not self._session.is_usable:
+        if flight.again or flight.doubtful or not self._session.is_usable:
             again = self._sort_out(flight)
         else:
             again = _NOBODY
         host.report(
             attempt,
             group,
-            transaction.verdicts,
+            flight.verdicts,
             flight.number,
             flight.started,
             but=again,
@@ -373,33 +341,32 @@ class Carrier:
         if host.did_last_succeed:
             host.depth.delivered()
             if flight.is_behind:
-                host.memory.note_stream(is_taken=True)
-        elif transaction.leaves_open and self._flying:
-            self._flying[0].transaction.is_nested = True
+                host.note_stream()
+        elif flight.leaves_open and self._flying:
+            self._flying[0].is_nested = True
         if not attempt.jobs:
             self._source.done(attempt)
 
-    def _sort_out(self, flight: _Flight) -> set[int] | frozenset[int]:
+    def _sort_out(self, flight: _Flight) -> AbstractSet[int]:
         """Return who is asked once more, and see to it."""
-        attempt, group, _content = flight.job
-        transaction = flight.transaction
+        attempt, group, _ = flight.job
         if not self._session.is_usable:
-            verdicts = [verdict for verdict in transaction.verdicts if verdict is not None]
+            verdicts = [verdict for verdict in flight.verdicts if verdict is not None]
             if all(verdict.may_go_on for verdict in verdicts):
                 attempt.setback = verdicts[-1]
-        elif transaction.doubtful and flight.is_behind:
+        elif flight.doubtful and flight.is_behind:
             # It does not take commands behind a content: again, and one by one from here on.
             self._host.depth.refused()
             self._host.memory.note_stream(is_taken=False)
-            return self._ask_again(flight, transaction.doubtful)
-        elif transaction.again:
-            return self._ask_again(flight, transaction.again)
-        if transaction.doubtful and (attempt.returns or not attempt.lockstep):
+            return self._ask_again(flight, flight.doubtful)
+        elif flight.again:
+            return self._ask_again(flight, flight.again)
+        if flight.doubtful and (attempt.returns or not attempt.lockstep):
             if self._host.manner.chunking:
                 self._host.memory.note_bad_chunking()
             attempt.lockstep = attempt.returns = True
             self._drop_jobs_of(attempt)
-            return {group[place] for place in transaction.doubtful}
+            return {group[place] for place in flight.doubtful}
         return _NOBODY
 
     def _ask_again(self, flight: _Flight, places: Sequence[int]) -> set[int]:
@@ -422,9 +389,9 @@ class Carrier:
         ending = session.loss or SessionLost(Cause.CLOSED, None)
         while self._flying:
             flight = self._flying.popleft()
-            attempt, transaction = flight.job.attempt, flight.transaction
+            attempt = flight.job.attempt
             is_written = 0 < flight.content <= session.contents_written
-            if self._was_stale(transaction, ending, is_written=is_written) and (
+            if self._was_stale(flight, ending, is_written=is_written) and (
                 not attempt.had_stale_connection
             ):
                 # The connection had died before; this message just found out.
@@ -433,7 +400,7 @@ class Carrier:
                 if not attempt.jobs:
                     self._source.done(attempt)
             else:
-                transaction.lose(
+                flight.lose(
                     ending,
                     is_oldest=is_oldest,
                     is_content_written=is_written,
@@ -477,12 +444,12 @@ class Carrier:
         verdict = ours(Status.UNKNOWN, cause, Stage.FINAL, text)._replace(scope=Scope.MESSAGE)
         for flight in self._flying:
             if 0 < flight.content <= self._session.contents_written:
-                transaction, (attempt, group, _) = flight.transaction, flight.job
-                transaction.give_up(verdict)
+                attempt, group, _ = flight.job
+                flight.give_up(verdict)
                 self._host.report(
                     attempt,
                     group,
-                    transaction.verdicts,
+                    flight.verdicts,
                     flight.number,
                     flight.started,
                     but=_NOBODY,
@@ -492,11 +459,6 @@ class Carrier:
 
 def _pieces(places: Sequence[int], most: int) -> list[Sequence[int]]:
     return [places[start : start + most] for start in range(0, len(places), most)]
-
-
-def _is_same_path(one: Envelope, other: Envelope) -> bool:
-    """Whether two MAIL commands name the same reverse-path."""
-    return one.mail.octets.partition(b">")[0] == other.mail.octets.partition(b">")[0]
 
 
 def _unreadable(error: Exception) -> Verdict:

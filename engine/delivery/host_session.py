@@ -6,7 +6,7 @@ It opens the session and closes it.  The mail in between is `engine.delivery.car
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -17,7 +17,7 @@ from engine.delivery.opening import Opened, say_quit, set_up
 from engine.delivery.streaming import Depth
 from engine.delivery.transaction import Manner
 from engine.delivery.verdict import judge
-from engine.outcome import Features, Peer, Status, Timings
+from engine.outcome import Features, Peer, Status
 from engine.smtp.capabilities import NO_CAPABILITIES
 from engine.smtp.command import RSET
 
@@ -83,6 +83,7 @@ class HostSession:
         self._transcript = transcript
         self._mark = 0
         self._is_set_up = False
+        self._is_stream_noted = False
         self._hello_seconds = 0.0
         self._most_transactions = settings.max_messages_per_connection
         self.most_recipients = settings.max_recipients_per_transaction
@@ -166,6 +167,12 @@ class HostSession:
             self.most_recipients = min(limits.rcptmax, rcptmax or limits.rcptmax)
         self.has_one_domain |= limits.rcptdomainmax is not None
 
+    def note_stream(self) -> None:
+        """Take note that a transaction behind another one was taken."""
+        if not self._is_stream_noted:
+            self._is_stream_noted = True
+            self.memory.note_stream(is_taken=True)
+
     @property
     def hello_seconds(self) -> float:
         """How long greeting and hello took."""
@@ -227,12 +234,8 @@ class HostSession:
             prdr: Whether a reply for each recipient was asked for.
         """
         now = self.now()
-        carriage = Carriage(
-            self.peer,
-            replace(self.features, prdr=True) if prdr else self.features,
-            number,
-            self._timings(now - started, number),
-            self._take_transcript() if self._transcript is not None else None,
+        carriage = self._carriage(
+            replace(self.features, prdr=True) if prdr else self.features, number, now - started
         )
         self.did_last_succeed = False
         for place, verdict in zip(group, verdicts, strict=True):
@@ -244,27 +247,28 @@ class HostSession:
 
     def report_all(self, attempt: Attempt, verdict: Verdict) -> None:
         """Give everybody this host has not decided on the same verdict; no transaction did it."""
-        timings = self._timings(0.0, self.transactions)
-        carriage = Carriage(self.peer, self.features, None, timings, self._take_transcript())
+        carriage = self._carriage(self.features, self.transactions, 0.0)._replace(transaction=None)
         self.did_last_succeed = False
         attempt.report_all(verdict, self.now(), carriage)
 
-    def _timings(self, seconds: float, number: int) -> Timings:
-        """Return the times of a transaction; the connection's first one also bears its set-up."""
+    def _carriage(self, features: Features, number: int, seconds: float) -> Carriage:
+        """Say of a transaction what is common to its recipients."""
+        transcript = None if self._transcript is None else self._take_transcript(self._transcript)
         if number > 1:
-            return Timings(transaction=seconds)
+            return Carriage(self.peer, features, number, 0.0, 0.0, 0.0, seconds, transcript)
+        # The connection's first one also bears its set-up.
         connect = self._connection.facts.connect_seconds
-        return Timings(connect=connect, hello=self._hello_seconds, transaction=seconds)
+        hello = self._hello_seconds
+        return Carriage(self.peer, features, number, connect, 0.0, hello, seconds, transcript)
 
-    def _take_transcript(self) -> tuple[str, ...] | None:
-        if self._transcript is None:
-            return None
-        lines = self._transcript.since(self._mark)
+    def _take_transcript(self, transcript: Transcript) -> tuple[str, ...]:
+        lines = transcript.since(self._mark)
         if self._is_set_up:
-            self._mark = self._transcript.mark()
+            self._mark = transcript.mark()
         return lines
 
-    def publish(self, event: Callable[..., events.Event], *facts: object) -> None:
+    def publish(self, event: type[events.Event], *facts: Any) -> None:
         """Publish an event of this connection, if anybody listens."""
-        if self.events.is_watched:
-            self.events.publish(event(self._clock(), self.peer, *facts))
+        if event in self.events.wanted:
+            make: Callable[..., events.Event] = event
+            self.events.publish(make(self._clock(), self.peer, *facts))

@@ -408,5 +408,5 @@ class SitePool:
         self._grow()
 
     def _publish(self, event: type[SiteOpened | SiteClosed]) -> None:
-        if self.shared.events.is_watched:
+        if event in self.shared.events.wanted:
             self.shared.events.publish(event(self.shared.clock(), self.site))

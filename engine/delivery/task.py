@@ -116,7 +116,7 @@ class DeliveryTask:
         shared.recorder.connection_failed()
         if failure.scope is Scope.HOST:
             pool.rest(candidate, verdict)
-        if shared.events.is_watched:
+        if ConnectionFailed in shared.events.wanted:
             shared.events.publish(
                 ConnectionFailed(
                     shared.clock(),

@@ -95,28 +95,21 @@ class Transaction:
             for still open.
     """
 
-    __slots__ = (
-        "_accepted",
-        "_answers",
-        "_content",
-        "_each",
-        "_envelope",
-        "_is_one_flight",
-        "_is_refused",
-        "_manner",
-        "_more",
-        "_owed",
-        "_peer",
-        "_rcpts_heard",
-        "again",
-        "doubtful",
-        "due",
-        "is_nested",
-        "is_sent",
-        "leaves_open",
-        "verdicts",
-        "was_heard",
-    )
+    # What most transactions never have differently stands in the class: one is made a message.
+    again: Sequence[int] = ()
+    doubtful: Sequence[int] = ()
+    due = Due.REPLIES
+    is_sent = False
+    was_heard = False
+    is_nested = False
+    leaves_open = False
+    _is_refused = False
+    _is_one_flight = False
+    _rcpts_heard = 0
+    _owed = 0
+    _answers = Answers.ONCE
+    _more = 0  # replies that the content has still to have
+    _each: Sequence[Answered] = ()  # those that it had, where they only count together
 
     def __init__(
         self,
@@ -128,29 +121,15 @@ class Transaction:
         prdr: bool = False,
     ) -> None:
         self.verdicts: list[Verdict | None] = [None] * len(envelope.rcpts)
-        self.again: list[int] = []
-        self.doubtful: list[int] = []
-        self.due = Due.REPLIES
-        self.is_sent = False
-        self.was_heard = False
-        self.is_nested = False
-        self.leaves_open = False
         self._envelope = envelope
         self._content = content
         self._peer = peer
         self._manner = manner
         self._accepted: list[int] = []
-        self._is_refused = False
-        self._is_one_flight = False
-        self._rcpts_heard = 0
-        self._owed = 0
-        self._answers = Answers.ONCE
         if manner.lmtp:
             self._answers = Answers.FOR_EACH
         elif prdr:
             self._answers = Answers.FOR_EACH_AND_ALL
-        self._more = 0  # replies that the content has still to have
-        self._each: list[Answered] = []  # those that it had, where they only count together
 
     # -- what is said -----------------------------------------------------------------------
 
@@ -182,23 +161,26 @@ class Transaction:
         Returns:
             Where the next one's begin, and what to say now, if anything.
         """
-        commands = _NONE
-        while start < len(answers) and not commands and self.due is Due.REPLIES:
+        commands, end = _NONE, len(answers)
+        while start < end and not commands and self.due is Due.REPLIES:
             answer = answers[start]
             start += 1
-            command, reply, _ = answer
-            if self._owed > 1 and reply.code // 100 == 2 and not self._is_refused:
-                # The rule, taken without a call: there is more to come, and nothing to decide yet.
-                kind = command.kind
-                if kind is Kind.RCPT:
-                    self._accepted.append(self._rcpts_heard)
-                    self._rcpts_heard += 1
-                    self._owed -= 1
-                    continue
-                if kind is Kind.MAIL:
-                    self.was_heard = True
-                    self._owed -= 1
-                    continue
+            kind, is_positive = answer.command.kind, answer.reply.code // 100 == 2
+            if is_positive and not self._is_refused:
+                # The rule, taken without a call where there is nothing to decide.
+                if self._owed > 1:
+                    if kind is Kind.RCPT:
+                        self._accepted.append(self._rcpts_heard)
+                        self._rcpts_heard += 1
+                        self._owed -= 1
+                        continue
+                    if kind is Kind.MAIL:
+                        self.was_heard = True
+                        self._owed -= 1
+                        continue
+                elif kind in ENDS_OF_CONTENT:
+                    self._owed = 0
+                    return start, self._hear_final(answer)
             commands = self.hear(answer)
         return start, commands
 
@@ -217,6 +199,11 @@ class Transaction:
         if kind is Kind.DATA:
             return self._hear_data(answer)
         return self._hear_mail(answer)
+
+    def has_sender_of(self, other: Transaction) -> bool:
+        """Whether another transaction has the same reverse-path."""
+        mine, its = self._envelope.mail.octets, other._envelope.mail.octets
+        return mine.partition(b">")[0] == its.partition(b">")[0]
 
     async def pieces(self) -> AsyncGenerator[Command, None]:
         """Read the content and yield it piece by piece, where `due` asks for that.
@@ -271,7 +258,7 @@ class Transaction:
             self._accepted.append(place)
             return self._go_on() if not self._owed else _NONE
         if is_overflow(reply):
-            self.again.append(place)
+            self.again = (*self.again, place)
             self.verdicts[place] = overflowed(self._trouble(answer), self._peer)
         else:
             self.verdicts[place] = judge(self._trouble(answer), self._peer)
@@ -356,7 +343,7 @@ class Transaction:
             return _NONE
         self._more -= 1
         if self._more:
-            self._each.append(answer)
+            self._each = (*self._each, answer)
             self._owed += 1
             return _NONE
         severity = answer.reply.code // 100
@@ -379,7 +366,7 @@ class Transaction:
         if self.again and not self._accepted:
             statuses = [verdict.status for verdict in self.verdicts if verdict is not None]
             if Status.FAILED not in statuses:
-                self.again.clear()
+                self.again = ()
 
     def _end(self) -> tuple[Command, ...]:
         self.is_sent = True

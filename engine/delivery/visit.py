@@ -89,7 +89,7 @@ class Visit:
             await carrier.run()
         else:
             shared = self._pool.shared
-            if shared.events.is_watched:
+            if events.HostDeferred in shared.events.wanted:
                 stage, cause, text = refusal.stage, refusal.cause, refusal.text
                 shared.events.publish(
                     events.HostDeferred(

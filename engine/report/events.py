@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, get_args
 
 from engine.outcome import Peer
 
@@ -259,6 +259,10 @@ Event = (
     | SiteOpened
     | SiteClosed
 )
+
+
+#: Every class of event.
+ALL_EVENTS: Final[tuple[type[Event], ...]] = get_args(Event)
 
 
 def _facts(name: str, value: object) -> dict[str, Any]:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from engine.report.events import Event
+from engine.report.events import ALL_EVENTS, Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    Kinds = frozenset[type[Event]]
 
 DEFAULT_CAPACITY: Final = 1000
 #: Events that one task may take without letting others run.
@@ -30,23 +32,25 @@ class EventStream:
     All methods belong to the thread that runs Trio.
 
     Attributes:
-        is_watched: Whether anyone listens; a publisher asks before it makes an event.
+        wanted: The kinds of events somebody listens to; a publisher asks before it makes one.
         dropped: How many events were lost on full subscriptions, since the start and over all.
     """
 
-    __slots__ = ("_is_closed", "_subscriptions", "_watchers", "dropped", "is_watched")
+    __slots__ = ("_by_kind", "_is_closed", "_subscriptions", "_watchers", "dropped", "wanted")
 
     def __init__(self) -> None:
-        self.is_watched = False
+        self.wanted: frozenset[type[Event]] = frozenset()
         self.dropped = 0
-        # Replaced and never changed: a watcher may watch, unwatch or publish while it is called.
-        self._watchers: tuple[Callable[[Event], None], ...] = ()
+        # These two are replaced and never changed: a watcher may watch, unwatch or publish while it
+        # is called.
+        self._watchers: tuple[tuple[Callable[[Event], None], Kinds], ...] = ()
+        self._by_kind: dict[type[Event], tuple[Callable[[Event], None], ...]] = {}
         self._subscriptions: set[Subscription] = set()
         self._is_closed = False
 
     def publish(self, event: Event) -> None:
         """Hand an event to everyone who listens, at once and without waiting."""
-        for watcher in self._watchers:
+        for watcher in self._by_kind.get(type(event), ()):
             try:
                 watcher(event)
             except Exception:
@@ -54,37 +58,43 @@ class EventStream:
                 self.unwatch(watcher)
                 _logger.exception("event watcher %r failed and is removed", watcher)
 
-    def watch(self, callback: Callable[[Event], None]) -> None:
+    def watch(self, callback: Callable[[Event], None], *kinds: type[Event]) -> None:
         """Call `callback` with each event, inside `publish`: it must be quick and may not block.
 
-        One that raises is logged with its traceback and removed.  Watching twice is watching once.
+        One that raises is logged with its traceback and removed.  Watching again is watching once,
+        for the kinds given last.
+
+        Args:
+            callback: Is called with the event.
+            kinds: Classes of events; none: all.  What nobody wants is not even made.
 
         Raises:
             trio.ClosedResourceError: The stream is closed.
         """
         if self._is_closed:
             raise trio.ClosedResourceError("the event stream is closed")
-        if callback not in self._watchers:
-            self._set_watchers((*self._watchers, callback))
+        others = tuple(known for known in self._watchers if known[0] != callback)
+        self._set_watchers((*others, (callback, frozenset(kinds or ALL_EVENTS))))
 
     def unwatch(self, callback: Callable[[Event], None]) -> None:
         """Stop calling `callback`; no error where it is not known."""
-        self._set_watchers(tuple(known for known in self._watchers if known != callback))
+        self._set_watchers(tuple(known for known in self._watchers if known[0] != callback))
 
-    def subscribe(self, capacity: int = DEFAULT_CAPACITY) -> Subscription:
+    def subscribe(self, capacity: int = DEFAULT_CAPACITY, *kinds: type[Event]) -> Subscription:
         """Return a new subscription: `async with stream.subscribe() as events: async for ...`.
 
         It hears what is published from now on.
 
         Args:
             capacity: How many events may wait in it; the next one is lost.
+            kinds: Classes of events; none: all.
 
         Raises:
             ValueError: The capacity is less than 1.
             trio.ClosedResourceError: The stream is closed.
         """
         subscription = Subscription(self, capacity)
-        self.watch(subscription.offer)
+        self.watch(subscription.offer, *kinds)
         self._subscriptions.add(subscription)
         return subscription
 
@@ -105,9 +115,13 @@ class EventStream:
         self._subscriptions.clear()
         self._set_watchers(())
 
-    def _set_watchers(self, watchers: tuple[Callable[[Event], None], ...]) -> None:
+    def _set_watchers(self, watchers: tuple[tuple[Callable[[Event], None], Kinds], ...]) -> None:
         self._watchers = watchers
-        self.is_watched = bool(watchers)
+        self.wanted = frozenset().union(*[kinds for _, kinds in watchers])
+        self._by_kind = {
+            kind: tuple(callback for callback, kinds in watchers if kind in kinds)
+            for kind in self.wanted
+        }
 
 
 class Subscription(trio.abc.ReceiveChannel[Event]):

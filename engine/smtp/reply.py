@@ -19,9 +19,9 @@ from engine.smtp.status import EnhancedStatusCode, read_enhanced
 MAX_LINE_OCTETS: Final = 8 * 1024
 #: Bound for one whole reply, so that a hostile server cannot grow our memory.
 MAX_REPLY_OCTETS: Final = 64 * 1024
-#: How many runs of one-line replies a parser remembers, each up to so many octets.
-_REMEMBERED: Final = 32
-_REMEMBERED_OCTETS: Final = 256
+#: How many one-line replies a parser remembers, each up to so many octets.
+_KNOWN_LINES: Final = 64
+_KNOWN_OCTETS: Final = 80
 
 _DIGITS: Final = frozenset(b"0123456789")
 _ONE_LINE: Final = re.compile(rb"([2-5][0-9][0-9])(?: ([^\r\n]*))?\r\n")
@@ -96,30 +96,31 @@ class ReplyParser:
         self._lines: list[bytes] = []
         self._octets = 0
         self.ready: deque[Reply] = deque()
-        self._remembered: dict[bytes, tuple[Reply, ...]] = {}
+        self._known: dict[bytes, Reply] = {}
 
     def feed(self, data: bytes) -> None:
         """Add received octets."""
         if self._buffer or self._lines:
             self._buffer += data
             return
-        # A server answers most envelopes with the same octets.
-        known = self._remembered.get(data)
-        if known is not None:
-            self.ready += known
-            return
-        # Nearly every read is a run of whole one-line replies: take those without copying.
-        position, end, run = 0, len(data), list[Reply]()
-        while position < end:
-            match = _ONE_LINE.match(data, position)
-            if match is None or match.end() - position > MAX_LINE_OCTETS:
-                self._buffer += data[position:]
-                break
-            position = match.end()
-            run.append(Reply(int(match[1]), ((match[2] or b"").rstrip(b" \t"),)))
-        self.ready += run
-        if position == end <= _REMEMBERED_OCTETS and len(self._remembered) < _REMEMBERED:
-            self._remembered[data] = tuple(run)
+        # Nearly every read is a run of whole one-line replies, and most of them came before.
+        known, start, end = self._known, 0, len(data)
+        while start < end:
+            stop = data.find(b"\r\n", start) + 2
+            line = data[start:stop]
+            reply = known.get(line)
+            if reply is None:
+                match = _ONE_LINE.fullmatch(line) if stop > 1 else None
+                if match is None or len(line) > MAX_LINE_OCTETS:
+                    self._buffer += data[start:]
+                    return
+                reply = Reply(int(match[1]), ((match[2] or b"").rstrip(b" \t"),))
+                if len(line) <= _KNOWN_OCTETS:
+                    if len(known) >= _KNOWN_LINES:
+                        known.clear()
+                    known[line] = reply
+            start = stop
+            self.ready.append(reply)
 
     def next_reply(self) -> Reply | None:
         """Return the next complete reply, or `None` when more octets are needed.

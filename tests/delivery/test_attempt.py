@@ -99,7 +99,10 @@ def test_the_outcome_tells_all_that_was_known():
             peer=ONE,
             features=features,
             transaction=4,
-            timings=Timings(connect=0.5, tls=0.1, hello=0.2, transaction=1.5, total=9.9, route=9.9),
+            connect=0.5,
+            tls=0.1,
+            hello=0.2,
+            seconds=1.5,
             transcript=("C: QUIT",),
         ),
     )

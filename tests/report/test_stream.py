@@ -66,15 +66,15 @@ def test_full_subscriber_loses_the_newest_event_and_the_loss_is_counted():
 
 async def test_stream_is_watched_only_while_someone_listens():
     stream = EventStream()
-    seen = [stream.is_watched]
+    seen = [bool(stream.wanted)]
 
     async with stream.subscribe():
-        seen.append(stream.is_watched)
-    seen.append(stream.is_watched)
+        seen.append(bool(stream.wanted))
+    seen.append(bool(stream.wanted))
     stream.watch(print)
-    seen.append(stream.is_watched)
+    seen.append(bool(stream.wanted))
     stream.unwatch(print)
-    seen.append(stream.is_watched)
+    seen.append(bool(stream.wanted))
 
     assert seen == [False, True, False, True, False]
 
@@ -104,7 +104,7 @@ async def test_stream_close_ends_subscriptions_after_what_waits_in_them():
     assert await events.receive() is ONE
     with pytest.raises(trio.EndOfChannel):
         await events.receive()
-    assert not stream.is_watched
+    assert not stream.wanted
     await events.aclose()
 
 
@@ -123,7 +123,7 @@ def test_capacity_below_one_is_refused():
 
     with pytest.raises(ValueError, match="capacity 0: a subscription holds at least 1 event"):
         stream.subscribe(capacity=0)
-    assert not stream.is_watched
+    assert not stream.wanted
 
 
 def test_watching_twice_is_watching_once():
@@ -162,7 +162,7 @@ def test_watcher_that_publishes_without_end_is_removed_like_any_that_fails(caplo
     stream.watch(echo)
     stream.publish(ONE)
 
-    assert not stream.is_watched
+    assert not stream.wanted
     assert caplog.records[-1].exc_info[0] is RecursionError
 
 
@@ -213,7 +213,7 @@ async def test_cancelled_aclose_still_unsubscribes():
         await events.aclose()
 
     assert scope.cancelled_caught
-    assert not stream.is_watched
+    assert not stream.wanted
 
 
 def test_two_streams_know_nothing_of_each_other():
@@ -224,4 +224,4 @@ def test_two_streams_know_nothing_of_each_other():
 
     with pytest.raises(trio.WouldBlock):
         events.receive_nowait()
-    assert not first.is_watched
+    assert not first.wanted

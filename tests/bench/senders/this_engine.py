@@ -11,6 +11,7 @@ from engine.content import from_octets
 from engine.engine import Engine
 from engine.message import Message, Recipient
 from engine.outcome import Status
+from engine.report.events import RecipientSettled
 from engine.settings import Settings
 
 port, count, connections = map(int, sys.argv[1:4])
@@ -36,9 +37,7 @@ async def main():
         helo_name="client.bench.test", max_connections=connections, max_messages_per_connection=0
     )
     async with Engine(settings, routes=[("*", [f"127.0.0.1:{port}"])]) as engine:
-        engine.events.watch(
-            lambda event: settled.append(1) if event.name == "recipient.settled" else None
-        )
+        engine.events.watch(lambda _: settled.append(1), RecipientSettled)
         # The first message pays for what is imported when it is first needed.
         await engine.submit(
             Message("", None, (Recipient.parse("to@bench.test"),), from_octets(b"\r\nwarm-up\r\n"))

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from engine.delivery.verdict import Verdict
     from engine.message import Content, Recipient
     from engine.smtp.command import Command
-    from engine.smtp.connection import Answered
+    from engine.smtp.connection import Run
 
 #: Contents up to this size are converted on the spot: about a millisecond.
 _QUICK_OCTETS: Final = 32 * 1024
@@ -130,11 +130,11 @@ class Carrier:
             if flying[0].due is Due.CONTENT:
                 await self._send_content(flying[0])
                 continue
-            answers = await session.hear()
-            if not answers:
+            run = await session.hear()
+            if not run.replies:
                 self._lose()
                 break
-            self._hear(answers)
+            self._hear(run)
         self._give_back()
 
     # -- beginning --------------------------------------------------------------------------
@@ -296,26 +296,27 @@ class Carrier:
 
     # -- hearing ----------------------------------------------------------------------------
 
-    def _hear(self, answers: Sequence[Answered]) -> None:
+    def _hear(self, run: Run) -> None:
         """Hand replies to the transactions they belong to, the oldest first."""
-        place, flying = 0, self._flying
-        while place < len(answers):
+        place, end, flying = 0, len(run.replies), self._flying
+        while place < end:
             flight = flying[0]
-            if flight.is_reset and answers[place].command.kind is Kind.RSET:
+            if flight.is_reset and run.commands[place].kind is Kind.RSET:
                 flight.is_reset = False
                 place += 1
                 continue
-            place, commands = flight.hear_all(answers, place)
+            place, commands = flight.hear_run(run, place)
             if commands:
                 self._say(flight, commands)
             if flight.due is Due.NOTHING:
                 flying.popleft()
                 self._land(flight)
-        if flying and answers[-1].reply.code == 421:
+        if flying and run.replies[-1].code == 421:
             # It was said to one and is meant for all: nothing behind it will be answered.
+            answer = run.answers()[-1]
             while flying:
                 flight = flying.popleft()
-                flight.close(answers[-1])
+                flight.close(answer)
                 self._land(flight)
 
     # -- what became of it ------------------------------------------------------------------

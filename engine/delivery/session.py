@@ -33,7 +33,7 @@ import trio
 from engine.nursery import tasks_beside
 from engine.outcome import Cause
 from engine.smtp.command import STAGES, Command, Kind
-from engine.smtp.connection import Answered, ClientConnection, Closed, Closing
+from engine.smtp.connection import Answered, ClientConnection, Closed, Closing, Run
 from engine.smtp.errors import RemoteProtocolError
 from engine.smtp.reply import show
 from engine.smtp.stages import Stage
@@ -54,8 +54,8 @@ _LAST_WORDS: Final = 2.0
 _PARTING: Final = 1.0
 
 Window = tuple[Command, ...]
-#: Replies with what they answer, and how many contents have had their reply with them.
-Run = tuple[list[Answered], int]
+#: What was heard of nothing more to come.
+SILENCE: Final = Run((), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class Session:
         self._timeout_of = timeouts.of_kinds()
         self._grace = grace
         self._windows_in, self._windows = trio.open_memory_channel[Window](_CHANNEL_ITEMS)
-        self._replies_in, self._replies = trio.open_memory_channel[Run](_CHANNEL_ITEMS)
+        self._replies_in, self._replies = trio.open_memory_channel[tuple[Run, int]](_CHANNEL_ITEMS)
         self._runs = 0  # in the replies channel
         self._is_writing = False  # the writer task has what the kernel would not take
         self._is_listening = False  # the reader task reads
@@ -222,26 +222,26 @@ class Session:
                 async with self.listening():
                     await self._windows_in.send(window)
 
-    async def hear(self) -> list[Answered]:
+    async def hear(self) -> Run:
         """Wait for replies, and return those that came, with what they answer, in order.
 
-        Empty when no more will come: the session was lost, and `loss` tells how, or the last one
-        was a 421, after which the peer answers nothing.
+        None when no more will come: the session was lost, and `loss` tells how, or the last one was
+        a 421, after which the peer answers nothing.
         """
         if self._answers:
             answers = list(self._answers)
             self._answers.clear()
-            return answers
+            return Run([each.command for each in answers], [each.reply for each in answers])
         while not self._runs:
             # Behind a failed write, last words may still come.
             if self.loss is not None or (self._connection.is_spoiled and not self._write_error):
-                return []
+                return SILENCE
             await self._read()
         self._runs -= 1
-        answers, self._contents_heard = self._replies.receive_nowait()
+        run, self._contents_heard = self._replies.receive_nowait()
         if self._is_cancelled:
             self._let_cancellation_in()
-        return answers
+        return run
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
@@ -277,9 +277,9 @@ class Session:
         found: list[Answered] = []
         while len(found) < count:
             run = await self.hear()
-            if not run:
+            if not run.replies:
                 break
-            found += run
+            found += run.answers()
         self._answers.extend(found[count:])
         return found[:count]
 
@@ -463,18 +463,22 @@ class Session:
             self._lose(Cause.CLOSED, self._write_error or _reason(error))
 
     def _received(self, octets: bytes) -> None:
-        self._connection.receive(octets)
-        answers = self._take_events()
-        if answers:
+        connection = self._connection
+        connection.receive(octets)
+        run = None
+        if self._scribe is None and not self._is_writing:
+            run = connection.take_run()
+        if run is None or not connection.is_all_heard:
+            run = self._take_events(run)
+        if run.replies:
             self._arm()
             self._runs += 1
-            self._replies_in.send_nowait((answers, self._connection.contents_answered))
+            self._replies_in.send_nowait((run, connection.contents_answered))
 
-    def _take_events(self) -> list[Answered]:
+    def _take_events(self, before: Run | None) -> Run:
+        """Take what was received one by one, behind a run that was taken already."""
         connection = self._connection
-        answers = connection.take_run() if self._scribe is None and not self._is_writing else []
-        if answers and connection.is_all_heard:
-            return answers
+        answers = [] if before is None else before.answers()
         asked = connection.oldest_owed
         try:
             while (event := connection.next_event()) is not None:
@@ -493,7 +497,11 @@ class Session:
                     break
         except RemoteProtocolError as error:
             self._lose(Cause.MALFORMED_REPLY, show(error.octets), asked=asked)
-        return answers
+        return Run(
+            [answer.command for answer in answers],
+            [answer.reply for answer in answers],
+            is_early=bool(answers) and answers[-1].is_early,
+        )
 
     def _see_whether_early(self, answer: Answered) -> Answered:
         """Stop a content that is refused before its end: finished, the peer might still take it."""

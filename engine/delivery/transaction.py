@@ -32,7 +32,9 @@ from engine.smtp.command import (
     bdat_piece,
     content,
 )
+from engine.smtp.connection import Answered
 from engine.smtp.content import DotStuffer, stuff
+from engine.smtp.errors import ContentError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -43,7 +45,8 @@ if TYPE_CHECKING:
     from engine.message import Content
     from engine.outcome import Peer
     from engine.smtp.command import Command
-    from engine.smtp.connection import Answered
+    from engine.smtp.connection import Run
+    from engine.smtp.reply import Reply
 
 
 class Manner(NamedTuple):
@@ -151,37 +154,36 @@ class Transaction:
         self._owed -= 1
         return (envelope.mail, *envelope.rcpts)
 
-    def hear_all(self, answers: Sequence[Answered], start: int) -> tuple[int, tuple[Command, ...]]:
+    def hear_run(self, run: Run, start: int) -> tuple[int, tuple[Command, ...]]:
         """Take replies as long as they are this transaction's and it has nothing to say.
 
         Args:
-            answers: Replies to the oldest commands that have none, in order.
+            run: Replies to the oldest commands that have none.
             start: Where this transaction's begin.
 
         Returns:
             Where the next one's begin, and what to say now, if anything.
         """
-        commands, end = _NONE, len(answers)
-        while start < end and not commands and self.due is Due.REPLIES:
-            answer = answers[start]
+        replies, commands = run.replies, _NONE
+        stop = start + self._owed
+        if run.is_smooth and stop <= len(replies) and self._answers is Answers.ONCE:
+            # The rule: all went well, and there is nothing to decide.
+            rcpts = len(self.verdicts)
+            if self._owed == rcpts + 2 and not self.was_heard:
+                self.was_heard = True
+                self._accepted = [*range(rcpts)]
+                self._owed = 0
+                if self._is_one_flight:
+                    return stop, self._deliver(replies[stop - 1])
+                return stop, self._say_content()
+            if self._owed == 1 and self.is_sent and self._accepted:
+                self._owed = 0
+                return stop, self._deliver(replies[start])
+        last = len(replies) - 1
+        while start <= last and not commands and self.due is Due.REPLIES:
+            is_early = run.is_early and start == last
+            commands = self.hear(Answered(run.commands[start], replies[start], is_early))
             start += 1
-            kind, is_positive = answer.command.kind, answer.reply.code // 100 == 2
-            if is_positive and not self._is_refused:
-                # The rule, taken without a call where there is nothing to decide.
-                if self._owed > 1:
-                    if kind is Kind.RCPT:
-                        self._accepted.append(self._rcpts_heard)
-                        self._rcpts_heard += 1
-                        self._owed -= 1
-                        continue
-                    if kind is Kind.MAIL:
-                        self.was_heard = True
-                        self._owed -= 1
-                        continue
-                elif kind in ENDS_OF_CONTENT:
-                    self._owed = 0
-                    return start, self._hear_final(answer)
-            commands = self.hear(answer)
         return start, commands
 
     def hear(self, answer: Answered) -> tuple[Command, ...]:
@@ -214,20 +216,31 @@ class Transaction:
             ContentError: As the content's `chunks`; it must not be finished.
             OSError: The same.
         """
-        stuffer, is_chunk = DotStuffer(), self._manner.chunking
-        if is_chunk:
-            yield bdat_head(self._content.facts.octets)
+        pieces = self._chunk() if self._manner.chunking else self._data()
+        async with aclosing(pieces):
+            async for piece in pieces:
+                self.is_sent = piece.is_last
+                yield piece
+
+    async def _data(self) -> AsyncGenerator[Command, None]:
+        stuffer = DotStuffer()
         async with aclosing(self._content.chunks()) as chunks:
             async for octets in chunks:
-                if is_chunk:
-                    yield bdat_piece(octets, is_last=False)
-                else:
-                    yield content(stuffer.feed(octets), is_last=False)
-        self.is_sent = True
-        if is_chunk:
-            yield bdat_piece(b"", self._answers, is_last=True)
-        else:
-            yield content(stuffer.finish(), self._answers)
+                yield content(stuffer.feed(octets), is_last=False)
+        yield content(stuffer.finish(), self._answers)
+
+    async def _chunk(self) -> AsyncGenerator[Command, None]:
+        left = self._content.facts.octets
+        yield bdat_head(left)
+        async with aclosing(self._content.chunks()) as chunks:
+            async for octets in chunks:
+                left -= len(octets)
+                if left < 0:
+                    break
+                # The last octets are the last piece: behind them the server may answer.
+                yield bdat_piece(octets, self._answers, is_last=left == 0)
+        if left:
+            raise ContentError("its size is not what it was")
 
     def streamed(self) -> None:
         """Account for pieces that were sent; the reply is due, or its absence tells."""
@@ -318,12 +331,18 @@ class Transaction:
         if self._more or (self._answers is Answers.FOR_EACH_AND_ALL and code == 353):
             return self._hear_each_and_all(answer)
         if code // 100 == 2:
-            verdict = delivered(answer.reply, self._peer)
-            for place in self._accepted:
-                self.verdicts[place] = verdict
-        else:
-            self._refuse_all(answer)
+            return self._deliver(answer.reply)
+        self._refuse_all(answer)
         return self._end()
+
+    def _deliver(self, reply: Reply) -> tuple[Command, ...]:
+        """Everybody who was accepted has the message."""
+        verdict = delivered(reply, self._peer)
+        for place in self._accepted:
+            self.verdicts[place] = verdict
+        self.is_sent = True
+        self.due = Due.NOTHING
+        return _NONE
 
     def _hear_each(self, answer: Answered) -> tuple[Command, ...]:
         """LMTP: a reply for each recipient, in the order of their RCPT (RFC 2033 §4.2)."""

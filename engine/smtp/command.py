@@ -17,7 +17,7 @@ from engine.smtp.stages import Stage
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
+_find_control: Final = re.compile(rb"[\x00-\x1f\x7f]").search
 
 
 class Kind(Enum):
@@ -183,6 +183,6 @@ def auth_step(response: bytes) -> Command:
 
 
 def _line(kind: Kind, line: bytes, shown: str | None = None) -> Command:
-    if _CONTROL.search(line):
+    if _find_control(line):
         raise LocalProtocolError(f"control octet in {kind.name} command")
     return Command(kind, line + b"\r\n", shown)

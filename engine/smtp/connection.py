@@ -10,15 +10,22 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import islice
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from engine.smtp.command import CONNECT, ENDS_OF_CONTENT, Answers, Command, Kind
 from engine.smtp.errors import LocalProtocolError, RemoteProtocolError
 from engine.smtp.reply import Reply, ReplyParser
-from engine.smtp.state import HEARD, SessionState, State
+from engine.smtp.state import MOST_REMEMBERED, SessionState, State, after_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+_kind_of: Final = attrgetter("kind")
+_code_of: Final = attrgetter("code")
+_octets_of: Final = attrgetter("octets")
 
 
 class Answered(NamedTuple):
@@ -34,6 +41,30 @@ class Answered(NamedTuple):
     command: Command
     reply: Reply
     is_early: bool = False
+
+
+class Run(NamedTuple):
+    """Replies that came together, with the commands they answer, in order.
+
+    Attributes:
+        commands: What was answered.
+        replies: The answers, as many.
+        is_smooth: Whether every command has the reply that it was sent for: a positive one, and to
+            DATA that it go on.
+        is_early: Whether the last reply came before its content was written to its end.
+    """
+
+    commands: Sequence[Command]
+    replies: Sequence[Reply]
+    is_smooth: bool = False
+    is_early: bool = False
+
+    def answers(self) -> list[Answered]:
+        """Return them one by one."""
+        found = list(map(Answered, self.commands, self.replies))
+        if self.is_early:
+            found[-1] = found[-1]._replace(is_early=True)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +170,10 @@ class ClientConnection:
             return b"".join([self.send(command) for command in window])
         if self.is_spoiled:
             raise LocalProtocolError("the session is spoiled; it can only be closed")
-        self._machine.sent(*[command.kind for command in window])
+        self._machine.sent(*map(_kind_of, window))
         self.unanswered += window
         self._content_open = not window[-1].is_last
-        return b"".join([command.octets for command in window])
+        return b"".join(map(_octets_of, window))
 
     def send_failed(self) -> None:
         """Account for octets that did not, or did not all, leave: the session is spoiled."""
@@ -160,8 +191,8 @@ class ClientConnection:
         """Whether all that was received has been told."""
         return not self._eof and self._parser.is_empty
 
-    def take_run(self) -> list[Answered]:
-        """Return the replies that are ready, if all of them are as expected.
+    def take_run(self) -> Run | None:
+        """Return the replies that are ready, if each of them may stand where it does.
 
         It gives what `next_event` would give one by one, for the path where every message passes.
         With a 421 or anything out of turn among them, all are left for `next_event`.
@@ -169,23 +200,25 @@ class ClientConnection:
         ready, unanswered = self._parser.ready, self.unanswered
         count = len(ready)
         if self._content_open or self.counts_recipients or not 0 < count <= len(unanswered):
-            return []
-        state, ends, run = self._machine.confirmed, 0, list[Answered]()
-        for command, reply in zip(unanswered, ready, strict=False):
-            kind, code = command.kind, reply.code
-            new = HEARD[state][kind][code // 100]
-            if new is None or code == 421:
-                return []
-            state = new
-            if kind in ENDS_OF_CONTENT:
-                ends += 1
-            run.append(Answered(command, reply))
+            return None
+        replies = list(ready)
+        commands = list(islice(unanswered, count))
+        walk = after_run if count <= MOST_REMEMBERED else after_run.__wrapped__
+        found = walk(
+            self._machine.confirmed, tuple(map(_kind_of, commands)), tuple(map(_code_of, replies))
+        )
+        if found is None:
+            return None
         ready.clear()
-        for _ in run:
-            unanswered.popleft()
+        if count == len(unanswered):
+            unanswered.clear()
+        else:
+            for _ in commands:
+                unanswered.popleft()
+        state, ends, is_smooth = found
         self._machine.heard_all(state, is_last=not unanswered)
         self.contents_answered += ends
-        return run
+        return Run(commands, replies, is_smooth)
 
     def next_event(self) -> Event | None:
         """Return what happened next, `None` when more octets are needed to tell.

@@ -25,7 +25,7 @@ from enum import Enum, auto
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from engine.smtp.command import Kind
+from engine.smtp.command import ENDS_OF_CONTENT, Kind
 from engine.smtp.errors import LocalProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
@@ -224,8 +224,8 @@ HEARD: Final[Mapping[State, Mapping[Kind, tuple[State | None, ...]]]] = {
 }
 
 
-#: Windows up to this length are walked once and remembered: nearly all mail is alike.
-_SHORT: Final = 8
+#: Windows and runs up to this length are walked once and remembered: nearly all mail is alike.
+MOST_REMEMBERED: Final = 64
 
 
 @lru_cache(maxsize=256)
@@ -240,6 +240,32 @@ def _after_window(
             raise LocalProtocolError(f"{kind.name} is not allowed in state {state.name}")
         state, last = new, kind
     return state
+
+
+@lru_cache(maxsize=1024)
+def after_run(
+    state: State, kinds: tuple[Kind, ...], codes: tuple[int, ...]
+) -> tuple[State, int, bool] | None:
+    """Walk replies to the oldest commands in flight.
+
+    Args:
+        state: Where the replies before them led.
+        kinds: Of the commands.
+        codes: Of the replies, as many.
+
+    Returns:
+        Where they lead, how many of them decide on a content, and whether each is the one that the
+        command was sent for; `None` where one of them may not stand there, or is a 421.
+    """
+    ends, is_smooth = 0, True
+    for kind, code in zip(kinds, codes, strict=True):
+        new = HEARD[state][kind][code // 100]
+        if new is None or code == 421:
+            return None
+        state = new
+        ends += kind in ENDS_OF_CONTENT
+        is_smooth = is_smooth and code // 100 == (GO_ON if kind is K.DATA else OK)
+    return state, ends, is_smooth
 
 
 class SessionState:
@@ -265,7 +291,7 @@ class SessionState:
         Raises:
             LocalProtocolError: SMTP does not allow one of them now.
         """
-        walk = _after_window if len(kinds) <= _SHORT else _after_window.__wrapped__
+        walk = _after_window if len(kinds) <= MOST_REMEMBERED else _after_window.__wrapped__
         self.assumed = walk(self.assumed, self._last, kinds, self._barriers)
         self._last = kinds[-1]
 

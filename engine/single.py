@@ -98,7 +98,7 @@ class _One:
         attempt, self._attempt = self._attempt, None
         return attempt
 
-    async def wait(self) -> None:
+    async def wait(self, room: int) -> None:
         """There is no more."""
 
     def done(self, attempt: Attempt) -> None:

@@ -51,8 +51,12 @@ class Source(Protocol):
         """Return the next attempt to begin now, `None` where there is none."""
         ...
 
-    async def wait(self) -> Attempt | None:
-        """Wait for the next attempt; `None` when the connection is no longer needed."""
+    async def wait(self, room: int) -> Attempt | None:
+        """Wait for the next attempt; `None` when the connection is no longer needed.
+
+        Args:
+            room: How many there could be at once.
+        """
         ...
 
     def done(self, attempt: Attempt) -> None:
@@ -190,7 +194,8 @@ class Carrier:
         host = self._host
         if host.transactions and not host.did_last_succeed:
             return False  # after a refusal there is no reason to keep the server waiting
-        attempt = await self._source.wait()
+        depth = host.depth
+        attempt = await self._source.wait(depth.most if depth.may_stream else 1)
         if attempt is None:
             return False
         await self._unpack(attempt)

@@ -54,13 +54,19 @@ _LINGER: Final = 30.0
 
 
 class _Waiter:
-    """A task with an open connection and nothing to carry."""
+    """A task with an open connection and nothing to carry.
 
-    __slots__ = ("attempt", "candidate", "woken")
+    Attributes:
+        candidate: Where the connection leads.
+        room: How many attempts it begins with at once.
+        woken: Set when there may be something to do, or nothing any more.
+    """
 
-    def __init__(self, candidate: Candidate) -> None:
+    __slots__ = ("candidate", "room", "woken")
+
+    def __init__(self, candidate: Candidate, room: int) -> None:
         self.candidate = candidate
-        self.attempt: Attempt | None = None
+        self.room = room
         self.woken = trio.Event()
 
 
@@ -92,6 +98,7 @@ class SitePool:
         self._fresh: deque[Attempt] = deque()  # asked nobody yet
         self._moved: deque[Attempt] = deque()  # on their way to another host or connection
         self._idle: list[_Waiter] = []
+        self._roused = 0  # room of those that were woken and have not had their turn
         self._resting: dict[Candidate, tuple[float, Verdict]] = {}
         self._paths: dict[Candidate, Path] = {}
         self._best: tuple[Route, float, int] | None = None
@@ -136,11 +143,9 @@ class SitePool:
 
     def put(self, attempt: Attempt) -> None:
         """Take an attempt for delivery; it is settled whatever happens from here on."""
-        for waiter in self._idle:
-            if self._is_first_choice(waiter.candidate):
-                self._hand_over(waiter, attempt)
-                return
         self._fresh.append(attempt)
+        if self._idle and (len(self._fresh) <= self._roused or self._rouse()):
+            return
         self._grow()
         if self._idle and self._connections >= self.settings.max_connections:
             self._idle[0].woken.set()  # it leads elsewhere, and its seat is needed
@@ -248,34 +253,49 @@ class SitePool:
         self._grow()
 
     async def wait_for_work(
-        self, session: Session, candidate: Candidate, seconds: float
+        self, session: Session, candidate: Candidate, room: int, seconds: float
     ) -> Attempt | None:
-        """Keep a connection idle until it is given work, is lost, or the time is over.
+        """Keep a connection idle until there is work for it, it is lost, or the time is over.
 
         Not at all while there is work that it may not do and all seats are taken.
+
+        Args:
+            session: It; ready for MAIL.
+            candidate: Where it leads.
+            room: How many attempts it can begin with at once.
+            seconds: How long it is kept.
         """
-        is_seat_needed = self.waiting and self._connections >= self.settings.max_connections
-        if self._is_draining or is_seat_needed:
+        if self._is_draining or self._is_seat_needed:
             return None
-        waiter = _Waiter(candidate)
+        deadline = trio.current_time() + seconds
+        # Under load whoever submits only waits for a turn: that is cheaper than to lie down.
+        await trio.lowlevel.checkpoint()
+        while (attempt := self.take(candidate)) is None:
+            if self._is_draining or self._is_seat_needed or trio.current_time() >= deadline:
+                return None
+            await self._lie_down(session, _Waiter(candidate, room), deadline)
+            if not session.is_ready:
+                return None
+        return attempt
+
+    async def _lie_down(self, session: Session, waiter: _Waiter, deadline: float) -> None:
         self._idle.append(waiter)
         session.when_over = waiter.woken.set
-        taken = None
         try:
             async with session.listening():
-                with trio.move_on_after(seconds):
+                with trio.move_on_at(deadline):
                     await waiter.woken.wait()
-            if session.is_ready:
-                taken = waiter.attempt
         finally:
             session.when_over = None
             if waiter in self._idle:
                 self._idle.remove(waiter)
-            if waiter.attempt is not None and taken is None:
-                # The connection went in the moment it was given work: that costs no attempt.
-                self._fresh.appendleft(waiter.attempt)
-                self._grow()
-        return taken
+            else:
+                self._roused -= waiter.room
+
+    @property
+    def _is_seat_needed(self) -> bool:
+        """Whether work waits that needs a connection to somewhere else, and none may be opened."""
+        return self.waiting > 0 and self._connections >= self.settings.max_connections
 
     def walk_of(self, attempt: Attempt) -> Walk:
         """Return where an attempt stands among the hosts; it begins with the newest route."""
@@ -331,10 +351,16 @@ class SitePool:
 
     # -- decisions --------------------------------------------------------------------------
 
-    def _hand_over(self, waiter: _Waiter, attempt: Attempt) -> None:
-        self._idle.remove(waiter)
-        waiter.attempt = attempt
-        waiter.woken.set()
+    def _rouse(self) -> bool:
+        """Wake a connection for what waits, the one that was idle for the shortest."""
+        for place in range(len(self._idle) - 1, -1, -1):
+            waiter = self._idle[place]
+            if self._is_first_choice(waiter.candidate):
+                del self._idle[place]
+                self._roused += waiter.room
+                waiter.woken.set()
+                return True
+        return False
 
     def _is_first_choice(self, candidate: Candidate) -> bool:
         """Whether a message that has asked nobody may begin with this candidate."""

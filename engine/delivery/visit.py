@@ -114,11 +114,11 @@ class Visit:
         task.in_hand[attempt] = None
         return attempt
 
-    async def wait(self) -> Attempt | None:
+    async def wait(self, room: int) -> Attempt | None:
         """Keep the connection idle until the pool has work for it."""
         assert self._session is not None
         seconds = self._path.settings.idle_timeout
-        attempt = await self._pool.wait_for_work(self._session, self._candidate, seconds)
+        attempt = await self._pool.wait_for_work(self._session, self._candidate, room, seconds)
         if attempt is not None:
             attempt.arrive()
             self._task.in_hand[attempt] = None

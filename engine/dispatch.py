@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("engine")
 
+#: Domains whose pool is remembered beside their route.
+_MOST_WAYS: Final = 10_000
+
 
 @dataclass(slots=True)
 class _Parcel:
@@ -49,6 +52,13 @@ class _Parcel:
     submitted_at: float
     routes: dict[str, Route | Unroutable] = field(default_factory=dict)
     unknown: set[str] = field(default_factory=set)
+
+
+class _Way(NamedTuple):
+    """The pool that a domain's mail goes to, and until when that is believed, by Trio's clock."""
+
+    pool: SitePool
+    until: float
 
 
 class Dispatcher:
@@ -71,17 +81,25 @@ class Dispatcher:
         self._router = router
         self._on_pool_closed = on_pool_closed
         self._waiting: dict[str, list[_Parcel]] = {}
+        self._ways: dict[str, _Way] = {}
         self._nursery: trio.Nursery | None = None
+        self._now: Callable[[], float] = trio.current_time
 
     def run_in(self, nursery: trio.Nursery) -> None:
         """Start tasks in this nursery from now on."""
         self._nursery = nursery
+        self._now = trio.lowlevel.current_clock().current_time
 
     def dispatch(self, message: Message) -> None:
         """Hand a message to its pools, at once where the ways are known."""
-        now = trio.current_time()
-        if len(message.recipients) == 1 and self._hand_over(message, now):
-            return
+        now, recipients = self._now(), message.recipients
+        if len(recipients) == 1:
+            # Most bulk mail goes here, to a domain that was met a moment ago.
+            way = self._ways.get(recipients[0].mailbox.routing_domain)
+            if way is not None and now < way.until:
+                pool = way.pool
+                pool.put(Attempt(message, recipients, pool.settle, now, 0.0))
+                return
         by_domain: dict[str, list[Recipient]] = {}
         for recipient in message.recipients:
             domain = recipient.mailbox.routing_domain
@@ -91,31 +109,22 @@ class Dispatcher:
                 by_domain[domain] = [recipient]
         parcel = _Parcel(message, by_domain, now)
         for domain in by_domain:
-            known = self._router.known(domain, self._family_for(domain))
+            family = self._family_for(domain)
+            known = self._router.known(domain, family)
             if known is None or domain in self._waiting:
                 self._wait_for(domain, parcel)
-            else:
-                parcel.routes[domain] = known
+                continue
+            parcel.routes[domain] = known
+            if isinstance(known, Route) and len(by_domain) == 1:
+                self._remember(domain, known, now + self._router.seconds_left(domain, family))
         if not parcel.unknown:
             self._hand_out(parcel)
 
-    def _hand_over(self, message: Message, now: float) -> bool:
-        """Hand a message to one recipient over, if the way is known; most bulk mail goes here."""
-        domain = message.recipients[0].mailbox.routing_domain
-        route = self._router.known(domain, self._family_for(domain))
-        if not isinstance(route, Route) or domain in self._waiting:
-            return False
-        pool = self._pool_for(domain, route)
-        pool.put(
-            Attempt(
-                message,
-                message.recipients,
-                pool.settle,
-                submitted_at=now,
-                route_seconds=route.seconds,
-            )
-        )
-        return True
+    def _remember(self, domain: str, route: Route, until: float) -> None:
+        """Note the way to a domain; what is noted here may be forgotten at any time."""
+        if len(self._ways) >= _MOST_WAYS:
+            self._ways.clear()
+        self._ways[domain] = _Way(self._pool_for(domain, route), until)
 
     # -- routing ----------------------------------------------------------------------------
 
@@ -191,8 +200,8 @@ class Dispatcher:
             parcel.message,
             recipients,
             settle,
-            submitted_at=parcel.submitted_at,
-            route_seconds=route_seconds,
+            parcel.submitted_at,
+            route_seconds,
         )
 
     def _family_for(self, domain: str) -> AddressFamily:
@@ -215,6 +224,7 @@ class Dispatcher:
     def _forget(self, pool: SitePool) -> None:
         for key in [key for key, known in self.pools.items() if known is pool]:
             del self.pools[key]
+        self._ways.clear()
         self._on_pool_closed()
 
     def _settle_unroutable(

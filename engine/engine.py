@@ -154,7 +154,6 @@ class Engine:
         self._dispatcher = Dispatcher(self._shared, made_router, self._wake)
         self._nursery: trio.Nursery | None = None
         self._running: AbstractAsyncContextManager[None] | None = None
-        self._submitted = 0
         self._unsettled = 0
         self._is_draining = False
         self._changed = trio.Event()
@@ -243,11 +242,12 @@ class Engine:
         count = len(message.recipients)
         if not self._seats.take_nowait(count):
             await self._seats.take(count)
-        self._submitted += 1
+        recorder = self._recorder
+        recorder.messages += 1
+        recorder.recipients += count
         if not message.id:
-            message = message.with_id(str(self._submitted))
+            message = message.with_id(str(recorder.messages))
         self._unsettled += count
-        self._recorder.message_submitted(count)
         if MessageSubmitted in self.events.wanted:
             octets = message.content.facts.octets
             self.events.publish(MessageSubmitted(self._clock(), message.id, count, octets))
@@ -264,7 +264,7 @@ class Engine:
     # -- results ----------------------------------------------------------------------------
 
     def _settle(self, outcome: Outcome) -> None:
-        self._recorder.recipient_settled(outcome.status)
+        self._recorder.settled[outcome.status] += 1
         if RecipientSettled in self.events.wanted:
             self.events.publish(RecipientSettled(self._clock(), outcome))
         self.outcomes.put(outcome)

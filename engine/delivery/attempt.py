@@ -84,7 +84,6 @@ class Attempt:
         message: Message,
         recipients: Sequence[Recipient],
         settle: Callable[[Outcome], None],
-        *,
         submitted_at: float,
         route_seconds: float = 0.0,
     ) -> None:
@@ -125,12 +124,6 @@ class Attempt:
         """Begin with another host: everybody still waiting is to be asked there."""
         self._asked_here = None
         self.lockstep = False
-
-    def begin_here(self) -> None:
-        """Begin over another connection to the present host."""
-        self.jobs = 0
-        self.returns = False
-        self.setback = None
 
     def report(
         self, index: int, verdict: Verdict, now: float, carriage: Carriage = _NO_CARRIAGE

@@ -87,6 +87,7 @@ class _Flight(Transaction):
         content: Which content of the session is its, from 1; 0 while none was sent.
         is_behind: Whether it was begun with another one in flight.
         is_reset: Whether RSET goes before it, whose reply is owed.
+        is_alone: Whether nothing may be in flight with it.
         prdr: Whether a reply for each recipient was asked for.
     """
 
@@ -97,6 +98,7 @@ class _Flight(Transaction):
     content = 0
     is_behind = False
     is_reset = False
+    is_alone = False
     prdr = False
 
 
@@ -114,6 +116,7 @@ class Carrier:
         self._flying: deque[_Flight] = deque()
         self._window: list[Command] = []
         self._contents = 0  # that were put in windows to their end
+        self._octets = 0  # of contents in flight
 
     async def run(self) -> None:
         """Deliver what the source gives, until there is no more or the connection is of no use.
@@ -153,23 +156,17 @@ class Carrier:
 
     @property
     def _may_begin(self) -> bool:
-        flying = self._flying
+        flying, host = self._flying, self._host
         if not flying:
             return self._may_go_on
-        depth = self._host.depth
         return (
-            depth.may_stream
-            and len(flying) < depth.most
+            len(flying) < host.depth.limit
             and flying[-1].is_sent
-            and not flying[-1].job.attempt.message.require_tls
+            and not flying[-1].is_alone
+            and self._octets < MOST_OCTETS
             and self._session.is_usable
-            and not self._host.is_used_up
-            and self._octets_in_flight < MOST_OCTETS
+            and not host.is_used_up
         )
-
-    @property
-    def _octets_in_flight(self) -> int:
-        return sum([flight.job.content.facts.octets for flight in self._flying])
 
     async def _fill(self) -> None:
         """Begin the transactions that may begin now."""
@@ -194,8 +191,7 @@ class Carrier:
         host = self._host
         if host.transactions and not host.did_last_succeed:
             return False  # after a refusal there is no reason to keep the server waiting
-        depth = host.depth
-        attempt = await self._source.wait(depth.most if depth.may_stream else 1)
+        attempt = await self._source.wait(host.depth.limit)
         if attempt is None:
             return False
         await self._unpack(attempt)
@@ -204,7 +200,6 @@ class Carrier:
     async def _unpack(self, attempt: Attempt) -> None:
         """Make an attempt's recipients into jobs, as many as a transaction may have in each."""
         host, message = self._host, attempt.message
-        attempt.begin_here()
         content = message.content
         problem = None
         if content.facts.is_8bit and not host.offered.eight_bit_mime:
@@ -251,22 +246,26 @@ class Carrier:
         recipients: Sequence[Recipient] = attempt.recipients
         if len(group) < len(recipients):
             recipients = [recipients[place] for place in group]
-        prdr = host.settings.prdr and host.offered.prdr and len(group) > 1
+        prdr = host.has_prdr and len(group) > 1
         envelope = build(message, recipients, content.facts, host.dialect, prdr=prdr)
         flight = _Flight(envelope, content, host.peer, host.manner, prdr=prdr)
         host.transactions = number = host.transactions + 1
-        host.recorder.transaction_started()
+        host.recorder.transactions += 1
         if events.TransactionStarted in host.events.wanted:
             host.publish(events.TransactionStarted, message.id, len(group), number)
         flight.job, flight.number = job, number
         flight.started, flight.octets_before = host.now(), self._session.content_octets
+        self._octets += content.facts.octets
+        if message.require_tls:
+            flight.is_alone = True
         if prdr:
             flight.prdr = True
             self._session.count_recipients()
         flying = self._flying
         if flying:
             flight.is_behind = True
-            if host.manner.chunking and not flight.has_sender_of(flying[-1]):
+            before = flying[-1].job.attempt.message.reverse_path
+            if message.reverse_path != before and host.manner.chunking:
                 # Should nobody of the one before be accepted, no content ends it; a server that
                 # holds it for still open would deliver this one under the other's reverse-path.
                 flight.is_reset = True
@@ -328,26 +327,22 @@ class Carrier:
 
     def _land(self, flight: _Flight) -> None:
         """Report what became of a transaction, and see whether its attempt has more to do here."""
-        host, (attempt, group, _) = self._host, flight.job
-        host.recorder.content_sent(self._session.content_octets - flight.octets_before)
+        host, (attempt, group, content) = self._host, flight.job
+        self._octets -= content.facts.octets
+        host.recorder.octets += self._session.content_octets - flight.octets_before
         attempt.jobs -= 1
         if flight.again or flight.doubtful or not self._session.is_usable:
             again = self._sort_out(flight)
         else:
             again = _NOBODY
         host.report(
-            attempt,
-            group,
-            flight.verdicts,
-            flight.number,
-            flight.started,
-            but=again,
-            prdr=flight.prdr,
+            attempt, group, flight.verdicts, flight.number, flight.started, again, flight.prdr
         )
         if host.did_last_succeed:
-            host.depth.delivered()
             if flight.is_behind:
                 host.note_stream()
+            else:
+                host.depth.delivered()
         elif flight.leaves_open and self._flying:
             self._flying[0].is_nested = True
         if not attempt.jobs:
@@ -452,14 +447,7 @@ class Carrier:
             if 0 < flight.content <= self._session.contents_written:
                 attempt, group, _ = flight.job
                 flight.give_up(verdict)
-                self._host.report(
-                    attempt,
-                    group,
-                    flight.verdicts,
-                    flight.number,
-                    flight.started,
-                    but=_NOBODY,
-                )
+                self._host.report(attempt, group, flight.verdicts, flight.number, flight.started)
         self._flying.clear()
 
 

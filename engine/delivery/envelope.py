@@ -94,7 +94,11 @@ def refuse(
         return unsupported(Stage.MAIL, Scope.MESSAGE, _TOO_LARGE, problem, peer)
     is_strict = dialect.downconvert == "never"
     if not offered.smtputf8 and (
-        message.smtputf8 or _has_utf8_path(message, recipients, convertible=is_strict)
+        message.smtputf8
+        or (
+            not _is_ascii(message, recipients)
+            and _has_utf8_path(message, recipients, convertible=is_strict)
+        )
     ):
         problem = "SMTPUTF8 is required but not offered"
         return unsupported(Stage.MAIL, Scope.HOST, _NO_SMTPUTF8, problem, peer)
@@ -128,20 +132,18 @@ def build(
     as_utf8 = offered.smtputf8 and (
         facts.has_utf8_header
         or message.smtputf8
-        or _has_utf8_path(message, recipients, convertible=dialect.downconvert != "always")
+        or (
+            not _is_ascii(message, recipients)
+            and _has_utf8_path(message, recipients, convertible=dialect.downconvert != "always")
+        )
     )
     parameters = _mail_parameters(message, facts, dialect, as_utf8=as_utf8, prdr=prdr)
     path = b"" if message.reverse_path is None else _path(message.reverse_path, as_utf8=as_utf8)
+    paths = [_path(to.mailbox, as_utf8=as_utf8) for to in recipients]
     if offered.dsn or dialect.ignore_quota:
-        rcpts = tuple(
-            [
-                rcpt(_path(to.mailbox, as_utf8=as_utf8), _rcpt_parameters(to, dialect))
-                for to in recipients
-            ]
-        )
-    else:
-        rcpts = tuple([rcpt(_path(to.mailbox, as_utf8=as_utf8)) for to in recipients])
-    return Envelope(mail(path, parameters), rcpts)
+        wishes = [_rcpt_parameters(to, dialect) for to in recipients]
+        return Envelope(mail(path, parameters), tuple(map(rcpt, paths, wishes)))
+    return Envelope(mail(path, parameters), tuple(map(rcpt, paths)))
 
 
 def _mail_parameters(
@@ -187,6 +189,14 @@ def _rcpt_parameters(recipient: Recipient, dialect: Dialect) -> list[bytes]:
         kind, _, address = recipient.orcpt.partition(";")
         parameters.append(b"ORCPT=%b;%b" % (kind.encode(), _xtext(address)))
     return parameters
+
+
+def _is_ascii(message: Message, recipients: Sequence[Recipient]) -> bool:
+    """Whether all paths are ASCII, as those of nearly all mail."""
+    path = message.reverse_path
+    return (path is None or path.octets.isascii()) and b"".join(
+        [to.mailbox.octets for to in recipients]
+    ).isascii()
 
 
 def _has_utf8_path(message: Message, recipients: Sequence[Recipient], *, convertible: bool) -> bool:

@@ -50,6 +50,12 @@ class HostSession:
         depth: How many transactions may be in flight.
         transactions: Mail transactions begun.
         ending: How the session ended, `done` when it ended with our QUIT; empty before.
+        most_recipients: Recipients in one transaction at most; 0: any number.
+        has_one_domain: Whether the recipients of a transaction must be of one domain.
+        has_prdr: Whether a reply for each recipient may be asked for after the content.
+        recorder: Counts.
+        events: Where events are published.
+        now: The time, by Trio's clock.
         did_last_succeed: Whether the last transaction delivered to anybody.
     """
 
@@ -88,6 +94,7 @@ class HostSession:
         self._most_transactions = settings.max_messages_per_connection
         self.most_recipients = settings.max_recipients_per_transaction
         self.has_one_domain = not settings.multi_domain
+        self.has_prdr = False
 
     # -- the session ------------------------------------------------------------------------
 
@@ -141,6 +148,7 @@ class HostSession:
             settings.utf8_downconvert,
             ignore_quota=is_lmtp and settings.lmtp_ignore_quota and offered.ignorequota,
         )
+        self.has_prdr = settings.prdr and offered.prdr
         if is_lmtp:
             self.session.count_recipients()
         self._heed_limits()
@@ -218,8 +226,7 @@ class HostSession:
         verdicts: Sequence[Verdict | None],
         number: int,
         started: float,
-        *,
-        but: AbstractSet[int],
+        but: AbstractSet[int] = frozenset(),
         prdr: bool = False,
     ) -> None:
         """Hand the verdicts of a transaction on.
@@ -234,16 +241,13 @@ class HostSession:
             prdr: Whether a reply for each recipient was asked for.
         """
         now = self.now()
-        carriage = self._carriage(
-            replace(self.features, prdr=True) if prdr else self.features, number, now - started
-        )
+        features = replace(self.features, prdr=True) if prdr else self.features
+        carriage = self._carriage(features, number, now - started)
         self.did_last_succeed = False
-        for place, verdict in zip(group, verdicts, strict=True):
-            if verdict is None or place in but:
-                continue
-            if verdict.status is Status.DELIVERED:
-                self.did_last_succeed = True
-            attempt.report(place, verdict, now, carriage)
+        for place, verdict in zip(group, verdicts):  # noqa: B905 - every message comes by here
+            if verdict is not None and place not in but:
+                self.did_last_succeed |= verdict[0] is Status.DELIVERED
+                attempt.report(place, verdict, now, carriage)
 
     def report_all(self, attempt: Attempt, verdict: Verdict) -> None:
         """Give everybody this host has not decided on the same verdict; no transaction did it."""

@@ -98,6 +98,7 @@ class SitePool:
         self._fresh: deque[Attempt] = deque()  # asked nobody yet
         self._moved: deque[Attempt] = deque()  # on their way to another host or connection
         self._idle: list[_Waiter] = []
+        self._most = self.settings.max_connections
         self._roused = 0  # room of those that were woken and have not had their turn
         self._resting: dict[Candidate, tuple[float, Verdict]] = {}
         self._paths: dict[Candidate, Path] = {}
@@ -144,10 +145,13 @@ class SitePool:
     def put(self, attempt: Attempt) -> None:
         """Take an attempt for delivery; it is settled whatever happens from here on."""
         self._fresh.append(attempt)
-        if self._idle and (len(self._fresh) <= self._roused or self._rouse()):
+        if self._idle:
+            if len(self._fresh) <= self._roused or self._rouse():
+                return
+        elif self._connections >= self._most:
             return
         self._grow()
-        if self._idle and self._connections >= self.settings.max_connections:
+        if self._idle and self._connections >= self._most:
             self._idle[0].woken.set()  # it leads elsewhere, and its seat is needed
 
     def drain(self) -> None:
@@ -201,13 +205,23 @@ class SitePool:
 
     def take(self, candidate: Candidate) -> Attempt | None:
         """Return the next attempt for a task that is connected to this candidate."""
+        best = self._best
+        if (
+            self._fresh
+            and best is not None
+            and best[0] is self.route
+            and candidate.preference == best[2]
+            and not (self._moved or self._resting)
+        ):
+            return self._fresh.popleft()  # the rule, without a call: nothing is unusual
         if self._moved:
             for attempt in islice(self._moved, _LOOK_AHEAD):
                 if attempt.redo is None and attempt.walk and attempt.walk.accepts(candidate):
                     self._moved.remove(attempt)
                     attempt.walk.take(candidate)
+                    attempt.arrive()
                     return attempt
-            if self._connections >= self.settings.max_connections:
+            if self._connections >= self._most:
                 # Somebody needs another host and all seats are taken: pass them by a few times,
                 # then give this seat up.
                 self._turns += 1
@@ -265,18 +279,18 @@ class SitePool:
             room: How many attempts it can begin with at once.
             seconds: How long it is kept.
         """
-        if self._is_draining or self._is_seat_needed:
+        if not self._may_lie_down:
             return None
         deadline = trio.current_time() + seconds
         # Under load whoever submits only waits for a turn: that is cheaper than to lie down.
         await trio.lowlevel.checkpoint()
-        while (attempt := self.take(candidate)) is None:
-            if self._is_draining or self._is_seat_needed or trio.current_time() >= deadline:
-                return None
+        while True:
+            attempt = self.take(candidate)
+            if attempt is not None or trio.current_time() >= deadline or not self._may_lie_down:
+                return attempt
             await self._lie_down(session, _Waiter(candidate, room), deadline)
             if not session.is_ready:
                 return None
-        return attempt
 
     async def _lie_down(self, session: Session, waiter: _Waiter, deadline: float) -> None:
         self._idle.append(waiter)
@@ -293,9 +307,13 @@ class SitePool:
                 self._roused -= waiter.room
 
     @property
-    def _is_seat_needed(self) -> bool:
-        """Whether work waits that needs a connection to somewhere else, and none may be opened."""
-        return self.waiting > 0 and self._connections >= self.settings.max_connections
+    def _may_lie_down(self) -> bool:
+        """Whether a connection without work may be kept.
+
+        Not when work waits that needs one to somewhere else, and none may be opened.
+        """
+        is_full = self._connections >= self._most
+        return not self._is_draining and not (self.waiting and is_full)
 
     def walk_of(self, attempt: Attempt) -> Walk:
         """Return where an attempt stands among the hosts; it begins with the newest route."""
@@ -379,7 +397,7 @@ class SitePool:
         """Start the tasks that the backlog calls for."""
         if self._nursery is None:
             return
-        free = self.settings.max_connections - self._connections
+        free = self._most - self._connections
         if free <= 0 or not self.waiting:
             return
         wanted = 1 + self.waiting // _BACKLOG_PER_CONNECTION - self._connections
@@ -403,11 +421,11 @@ class SitePool:
     async def _be_patient(self) -> None:
         """Give what has waited too long a connection of its own."""
         try:
-            while self.waiting and self._connections < self.settings.max_connections:
+            while self.waiting and self._connections < self._most:
                 head = (self._moved or self._fresh)[0]
                 await trio.sleep(_PATIENCE)
                 if (
-                    self._connections < self.settings.max_connections
+                    self._connections < self._most
                     and self.waiting
                     and (self._moved or self._fresh)[0] is head
                     and (attempt := self.take_any()) is not None

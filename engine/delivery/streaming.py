@@ -19,14 +19,13 @@ _SHORT: Final = 0.001
 
 
 class Depth:
-    """The depth of one connection; 1 is lockstep.
+    """The depth of one connection.
 
     Attributes:
-        may_stream: Whether more than one transaction may be in flight now.
-        most: How many.
+        limit: How many transactions may be in flight now; 1 is lockstep.
     """
 
-    __slots__ = ("_is_allowed", "may_stream", "most")
+    __slots__ = ("_later", "limit")
 
     def __init__(
         self,
@@ -44,15 +43,18 @@ class Depth:
             round_trip: Seconds, where they are known.
             is_possible: Whether the commands of an envelope are pipelined at all.
         """
-        is_worth_it = is_known and (round_trip is None or round_trip >= _SHORT)
-        self.most = MOST if setting == "auto" else setting
-        self._is_allowed = is_possible and (is_worth_it if setting == "auto" else setting > 1)
-        self.may_stream = False
+        self.limit = self._later = 1
+        if not is_possible:
+            return
+        if setting != "auto":
+            self._later = setting
+        elif is_known and (round_trip is None or round_trip >= _SHORT):
+            self._later = MOST
 
     def delivered(self) -> None:
         """Account for a transaction that delivered: from here on there may be several."""
-        self.may_stream = self._is_allowed
+        self.limit = self._later
 
     def refused(self) -> None:
         """Account for a server that does not take it."""
-        self._is_allowed = self.may_stream = False
+        self.limit = self._later = 1

@@ -104,16 +104,16 @@ class DeliveryTask:
         except ConnectFailed as failure:
             self._not_connected(candidate, peer, failure)
             return
-        shared.recorder.connection_opened()
+        shared.recorder.connections_opened += 1
         try:
             await Visit(pool, self, candidate, path, connection).run()
         finally:
-            shared.recorder.connection_closed()
+            shared.recorder.connections_closed += 1
 
     def _not_connected(self, candidate: Candidate, peer: Peer, failure: ConnectFailed) -> None:
         pool, shared = self._pool, self._shared
         verdict = _unconnected(failure)
-        shared.recorder.connection_failed()
+        shared.recorder.connections_failed += 1
         if failure.scope is Scope.HOST:
             pool.rest(candidate, verdict)
         if ConnectionFailed in shared.events.wanted:

@@ -138,21 +138,20 @@ class Transaction:
 
     def begin(self) -> tuple[Command, ...]:
         """Return the commands that open it."""
-        envelope, manner = self._envelope, self._manner
+        (mail, rcpts), manner = self._envelope, self._manner
         if not manner.pipelining:
-            return self._ask(envelope.mail)
-        self._owed = len(envelope.rcpts) + 2
+            return self._ask(mail)
+        self._owed = len(rcpts) + 2
         if not manner.chunking:
-            return (envelope.mail, *envelope.rcpts, DATA)
+            return (mail, *rcpts, DATA)
         octets = self._content.octets
         if octets is not None and len(octets) <= manner.one_flight_octets:
             # RFC 3030 §2 would have the replies to the envelope heard first; what is sent in vain
             # when nobody is accepted is little, and the round trip saved is one of two.
             self.is_sent = self._is_one_flight = True
-            chunk = bdat(octets, is_last=True, answers=self._answers)
-            return (envelope.mail, *envelope.rcpts, chunk)
+            return (mail, *rcpts, bdat(octets, True, self._answers))
         self._owed -= 1
-        return (envelope.mail, *envelope.rcpts)
+        return (mail, *rcpts)
 
     def hear_run(self, run: Run, start: int) -> tuple[int, tuple[Command, ...]]:
         """Take replies as long as they are this transaction's and it has nothing to say.
@@ -201,11 +200,6 @@ class Transaction:
         if kind is Kind.DATA:
             return self._hear_data(answer)
         return self._hear_mail(answer)
-
-    def has_sender_of(self, other: Transaction) -> bool:
-        """Whether another transaction has the same reverse-path."""
-        mine, its = self._envelope.mail.octets, other._envelope.mail.octets
-        return mine.partition(b">")[0] == its.partition(b">")[0]
 
     async def pieces(self) -> AsyncGenerator[Command, None]:
         """Read the content and yield it piece by piece, where `due` asks for that.
@@ -307,7 +301,7 @@ class Transaction:
             return _NONE
         self.is_sent = True
         if self._manner.chunking:
-            return self._ask(bdat(octets, is_last=True, answers=self._answers))
+            return self._ask(bdat(octets, True, self._answers))
         return self._ask(content(stuff(octets), self._answers))
 
     def _say_lone_dot(self) -> tuple[Command, ...]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from engine.outcome import Cause, Scope, Status
 from engine.smtp.command import STAGES, Kind
 from engine.smtp.stages import Stage
-from engine.smtp.status import EnhancedStatusCode
+from engine.smtp.status import EnhancedStatusCode, read_enhanced
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -157,15 +157,9 @@ _SCOPES: Final[Mapping[Stage, Scope]] = {
 
 def delivered(reply: Reply, peer: Peer) -> Verdict:
     """Return the verdict on a recipient whose content was accepted (RFC 5321 §4.2.5)."""
-    return Verdict(
-        Status.DELIVERED,
-        Stage.FINAL,
-        Cause.REPLY,
-        f"accepted by {peer.text}: {reply.text}",
-        None,
-        reply,
-        reply.enhanced,
-    )
+    text = f"accepted by {peer.text}: {reply.text}"
+    enhanced = read_enhanced(reply.code, reply.lines[0])
+    return Verdict(Status.DELIVERED, Stage.FINAL, Cause.REPLY, text, None, reply, enhanced)
 
 
 def unsupported(

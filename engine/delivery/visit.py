@@ -110,7 +110,6 @@ class Visit:
             attempt = self._pool.take(self._candidate)
             if attempt is None:
                 return None
-            attempt.arrive()
         task.in_hand[attempt] = None
         return attempt
 
@@ -120,14 +119,15 @@ class Visit:
         seconds = self._path.settings.idle_timeout
         attempt = await self._pool.wait_for_work(self._session, self._candidate, room, seconds)
         if attempt is not None:
-            attempt.arrive()
             self._task.in_hand[attempt] = None
         return attempt
 
     def done(self, attempt: Attempt) -> None:
         """Give what is not settled back to the pool."""
         del self._task.in_hand[attempt]
-        if not attempt.is_done:
+        if attempt.waiting:
             if attempt.returns:
                 attempt.redo = self._candidate
+            attempt.returns = False
+            attempt.setback = None
             self._pool.put_back(attempt, self._candidate)

@@ -1,6 +1,6 @@
 """Numbers of one engine since its start.  Knows no I/O.
 
-The engine owns a `Recorder` and counts; whoever asks gets a frozen `Statistics`.  A site's numbers
+The engine owns a `Recorder` and its rooms count; whoever asks gets a frozen `Statistics`.  A site's numbers
 come from its pool, which alone knows them.
 """
 
@@ -78,53 +78,35 @@ class Statistics:
 
 
 class Recorder:
-    """Counts as things happen; every call is O(1)."""
+    """Counts since the start; whoever sees a thing happen adds to its number.
+
+    Attributes:
+        messages: Messages submitted.
+        recipients: Their recipients.
+        settled: Outcomes, by their status.
+        connections_opened: TCP connections established.
+        connections_closed: Those of them that are gone.
+        connections_failed: Connections that could not be had.
+        transactions: Mail transactions begun.
+        octets: Octets of content written.
+    """
 
     __slots__ = (
-        "_closed",
-        "_failed",
-        "_messages",
-        "_octets",
-        "_opened",
-        "_settled",
-        "_submitted",
-        "_transactions",
+        "connections_closed",
+        "connections_failed",
+        "connections_opened",
+        "messages",
+        "octets",
+        "recipients",
+        "settled",
+        "transactions",
     )
 
     def __init__(self) -> None:
-        self._messages = self._submitted = 0
-        self._settled = dict.fromkeys(Status, 0)
-        self._opened = self._closed = self._failed = 0
-        self._transactions = self._octets = 0
-
-    def message_submitted(self, recipients: int) -> None:
-        """Count a message and its recipients."""
-        self._messages += 1
-        self._submitted += recipients
-
-    def recipient_settled(self, status: Status) -> None:
-        """Count the outcome of one recipient."""
-        self._settled[status] += 1
-
-    def connection_opened(self) -> None:
-        """Count an established TCP connection."""
-        self._opened += 1
-
-    def connection_closed(self) -> None:
-        """Count the end of an established TCP connection."""
-        self._closed += 1
-
-    def connection_failed(self) -> None:
-        """Count a connection that could not be had."""
-        self._failed += 1
-
-    def transaction_started(self) -> None:
-        """Count a mail transaction."""
-        self._transactions += 1
-
-    def content_sent(self, octets: int) -> None:
-        """Count octets of content written."""
-        self._octets += octets
+        self.messages = self.recipients = 0
+        self.settled = dict.fromkeys(Status, 0)
+        self.connections_opened = self.connections_closed = self.connections_failed = 0
+        self.transactions = self.octets = 0
 
     def snapshot(
         self, *, events_dropped: int = 0, sites: Iterable[SiteStatistics] = ()
@@ -135,21 +117,21 @@ class Recorder:
             events_dropped: What the event stream lost.
             sites: The pools' numbers, in any order.
         """
-        settled = self._settled
+        settled = self.settled
         return Statistics(
-            messages=self._messages,
-            submitted=self._submitted,
+            messages=self.messages,
+            submitted=self.recipients,
             # Derived and not counted, so that it cannot disagree with the rest.
-            in_flight=self._submitted - sum(settled.values()),
+            in_flight=self.recipients - sum(settled.values()),
             delivered=settled[Status.DELIVERED],
             deferred=settled[Status.DEFERRED],
             failed=settled[Status.FAILED],
             unknown=settled[Status.UNKNOWN],
-            connections_opened=self._opened,
-            connections_open=self._opened - self._closed,
-            connections_failed=self._failed,
-            transactions=self._transactions,
-            octets=self._octets,
+            connections_opened=self.connections_opened,
+            connections_open=self.connections_opened - self.connections_closed,
+            connections_failed=self.connections_failed,
+            transactions=self.transactions,
+            octets=self.octets,
             events_dropped=events_dropped,
             sites=tuple(sorted(sites, key=lambda each: each.site)),
         )

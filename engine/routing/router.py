@@ -97,6 +97,10 @@ class Router:
         """
         return self._findings.get((domain, address_family or self._family))
 
+    def seconds_left(self, domain: str, address_family: AddressFamily | None = None) -> float:
+        """Return for how long `known` will still know about a domain; 0.0 where it does not."""
+        return self._findings.seconds_left((domain, address_family or self._family))
+
     async def route(
         self, domain: str, address_family: AddressFamily | None = None
     ) -> Route | Unroutable:

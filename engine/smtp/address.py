@@ -71,6 +71,10 @@ class Mailbox:
         local_part: As written: case, quotes and quoted pairs kept.
         domain: As written; an address literal with its square brackets.
         octets: What goes between the angle brackets of a path, in UTF-8, as written.
+        routing_domain: The domain to look up: lower-case A-labels without trailing dot
+            (RFC 5890 §2.3.2.1); for an address literal its normal form: `[192.0.2.1]` or
+            `[IPv6:2001:db8::1]`.
+        literal: The bare IP address of an address literal (RFC 5321 §4.1.3), else `None`.
 
     Raises:
         AddressSyntaxError: Not a mailbox; the text says where it breaks and what is allowed.
@@ -79,7 +83,8 @@ class Mailbox:
     local_part: str
     domain: str
     octets: bytes = field(init=False, repr=False, compare=False)
-    _domain: _Domain = field(init=False, repr=False, compare=False)
+    routing_domain: str = field(init=False, repr=False, compare=False)
+    literal: str | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         local_part, domain = self.local_part, self.domain
@@ -93,23 +98,11 @@ class Mailbox:
         except AddressSyntaxError as error:
             raise AddressSyntaxError(f"{_shown(f'{local_part}@{domain}')}: {error}") from None
         object.__setattr__(self, "octets", octets)
-        object.__setattr__(self, "_domain", facts)
+        object.__setattr__(self, "routing_domain", facts.routing)
+        object.__setattr__(self, "literal", facts.literal)
 
     def __str__(self) -> str:
         return f"{self.local_part}@{self.domain}"
-
-    @property
-    def routing_domain(self) -> str:
-        """The domain to look up: lower-case A-labels without trailing dot (RFC 5890 §2.3.2.1).
-
-        For an address literal its normal form: `[192.0.2.1]` or `[IPv6:2001:db8::1]`.
-        """
-        return self._domain.routing
-
-    @property
-    def literal(self) -> str | None:
-        """The bare IP address of an address literal (RFC 5321 §4.1.3), else `None`."""
-        return self._domain.literal
 
     @property
     def needs_smtputf8(self) -> bool:

@@ -146,12 +146,13 @@ def content(octets: bytes, answers: Answers = Answers.ONCE, *, is_last: bool = T
     return Command(Kind.CONTENT, octets, "end of data", is_last, answers)
 
 
-def bdat(octets: bytes, *, is_last: bool, answers: Answers = Answers.ONCE) -> Command:
+def bdat(octets: bytes, is_last: bool, answers: Answers = Answers.ONCE) -> Command:
     """Make BDAT with its chunk behind it (RFC 3030 §2)."""
-    line = b"BDAT %d LAST\r\n" if is_last else b"BDAT %d\r\n"
-    head = line % len(octets)
-    kind = Kind.BDAT_LAST if is_last else Kind.BDAT
-    return Command(kind, head + octets, _END_OF_DATA[kind], True, answers, len(head))
+    if not is_last:
+        head = b"BDAT %d\r\n" % len(octets)
+        return Command(Kind.BDAT, head + octets, "sending data block", True, answers, len(head))
+    head = b"BDAT %d LAST\r\n" % len(octets)
+    return Command(Kind.BDAT_LAST, head + octets, "end of data", True, answers, len(head))
 
 
 def bdat_head(size: int) -> Command:
@@ -163,10 +164,6 @@ def bdat_head(size: int) -> Command:
 def bdat_piece(octets: bytes, answers: Answers = Answers.ONCE, *, is_last: bool) -> Command:
     """Make a piece of a chunk whose `bdat_head` was sent."""
     return Command(Kind.BDAT_LAST, octets, "end of data", is_last, answers)
-
-
-#: What a chunk is called, as in the reference client's texts.
-_END_OF_DATA: Final = {Kind.BDAT: "sending data block", Kind.BDAT_LAST: "end of data"}
 
 
 def auth(mechanism: str, initial_response: bytes | None = None) -> Command:

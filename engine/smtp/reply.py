@@ -24,7 +24,7 @@ _KNOWN_LINES: Final = 64
 _KNOWN_OCTETS: Final = 80
 
 _DIGITS: Final = frozenset(b"0123456789")
-_ONE_LINE: Final = re.compile(rb"([2-5][0-9][0-9])(?: ([^\r\n]*))?\r\n")
+_ONE_LINE: Final = re.compile(rb"([2-5][0-9][0-9])(?: ([^\r\n]*))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,23 +104,30 @@ class ReplyParser:
             self._buffer += data
             return
         # Nearly every read is a run of whole one-line replies, and most of them came before.
-        known, start, end = self._known, 0, len(data)
-        while start < end:
-            stop = data.find(b"\r\n", start) + 2
-            line = data[start:stop]
-            reply = known.get(line)
-            if reply is None:
-                match = _ONE_LINE.fullmatch(line) if stop > 1 else None
-                if match is None or len(line) > MAX_LINE_OCTETS:
-                    self._buffer += data[start:]
-                    return
-                reply = Reply(int(match[1]), ((match[2] or b"").rstrip(b" \t"),))
-                if len(line) <= _KNOWN_OCTETS:
-                    if len(known) >= _KNOWN_LINES:
-                        known.clear()
-                    known[line] = reply
-            start = stop
-            self.ready.append(reply)
+        lines = data.split(b"\r\n")
+        rest = lines.pop()
+        found = list(map(self._known.get, lines))
+        if not all(found):
+            for place, line in enumerate(lines):
+                if found[place] is None and (reply := self._read_line(line)) is None:
+                    rest = b"\r\n".join((*lines[place:], rest))
+                    del found[place:]
+                    break
+                found[place] = found[place] or reply
+        self.ready.extend(filter(None, found))
+        self._buffer += rest
+
+    def _read_line(self, line: bytes) -> Reply | None:
+        """Read a reply of one line; `None` where it is none, or has to be looked at closely."""
+        match = _ONE_LINE.fullmatch(line)
+        if match is None or len(line) > MAX_LINE_OCTETS - 2:
+            return None
+        reply = Reply(int(match[1]), ((match[2] or b"").rstrip(b" \t"),))
+        if len(line) <= _KNOWN_OCTETS:
+            if len(self._known) >= _KNOWN_LINES:
+                self._known.clear()
+            self._known[line] = reply
+        return reply
 
     def next_reply(self) -> Reply | None:
         """Return the next complete reply, or `None` when more octets are needed.

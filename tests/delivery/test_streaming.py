@@ -7,13 +7,13 @@ from engine.delivery.streaming import MOST, Depth
 
 def depth(setting, *, is_known=True, round_trip=0.05, is_possible=True):
     made = Depth(setting, is_known=is_known, round_trip=round_trip, is_possible=is_possible)
-    assert not made.may_stream
+    assert made.limit == 1
     made.delivered()
     return made
 
 
 def test_every_connection_begins_in_lockstep():
-    assert not Depth(8, is_known=True, round_trip=0.05, is_possible=True).may_stream
+    assert Depth(8, is_known=True, round_trip=0.05, is_possible=True).limit == 1
 
 
 @pytest.mark.parametrize("is_known", [True, False])
@@ -21,11 +21,11 @@ def test_every_connection_begins_in_lockstep():
 def test_a_number_streams_to_any_host_over_any_link(is_known, round_trip):
     made = depth(8, is_known=is_known, round_trip=round_trip)
 
-    assert (made.may_stream, made.most) == (True, 8)
+    assert made.limit == 8
 
 
 def test_one_is_lockstep():
-    assert not depth(1).may_stream
+    assert depth(1).limit == 1
 
 
 @pytest.mark.parametrize(
@@ -44,12 +44,12 @@ def test_auto_streams_to_servers_that_take_it_over_links_that_are_worth_it(
 ):
     made = depth("auto", is_known=is_known, round_trip=round_trip)
 
-    assert (made.may_stream, made.most) == (may_stream, MOST)
+    assert made.limit == (MOST if may_stream else 1)
 
 
 @pytest.mark.parametrize("setting", ["auto", 8])
 def test_without_pipelining_nothing_is_streamed(setting):
-    assert not depth(setting, is_possible=False).may_stream
+    assert depth(setting, is_possible=False).limit == 1
 
 
 def test_a_server_that_refuses_is_not_asked_again():
@@ -57,4 +57,4 @@ def test_a_server_that_refuses_is_not_asked_again():
     made.refused()
     made.delivered()
 
-    assert not made.may_stream
+    assert made.limit == 1

@@ -218,8 +218,8 @@ LOST_AT = {
     "rcpt": (RCPT, Stage.RCPT, "RCPT TO:<a@b.test>"),
     "data": (commands.DATA, Stage.DATA, "DATA"),
     "content": (commands.content(b".\r\n"), Stage.CONTENT, "sending data block"),
-    "bdat": (commands.bdat(b"x", is_last=False), Stage.CONTENT, "sending data block"),
-    "bdat last": (commands.bdat(b"x", is_last=True), Stage.CONTENT, "sending data block"),
+    "bdat": (commands.bdat(b"x", False), Stage.CONTENT, "sending data block"),
+    "bdat last": (commands.bdat(b"x", True), Stage.CONTENT, "sending data block"),
     "rset": (commands.RSET, Stage.MAIL, "RSET"),
     "noop": (commands.NOOP, Stage.MAIL, "NOOP"),
     "quit": (commands.QUIT, Stage.MAIL, "QUIT"),
@@ -318,8 +318,8 @@ def test_a_recipient_beyond_what_a_transaction_holds_is_worth_trying_again(text)
     assert verdict.text.endswith(f"after pipelined RCPT TO:<a@b.test>: {text}")
 
 
-CHUNK = commands.bdat(b"x", is_last=False)
-LAST_CHUNK = commands.bdat(b"x", is_last=True)
+CHUNK = commands.bdat(b"x", False)
+LAST_CHUNK = commands.bdat(b"x", True)
 DOUBTFUL = [
     # command, pipelined, whether 500 to 504 may be a disagreement about the protocol
     (MAIL, True, True),

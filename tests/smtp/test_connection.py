@@ -105,11 +105,11 @@ DIALOGUES = {
             (
                 MAIL,
                 RCPT,
-                commands.bdat(b"Subject: x\r\n\r\n", is_last=False),
-                commands.bdat(b"text\r\n", is_last=True),
+                commands.bdat(b"Subject: x\r\n\r\n", False),
+                commands.bdat(b"text\r\n", True),
                 MAIL,
                 RCPT,
-                commands.bdat(b"\r\n", is_last=True),
+                commands.bdat(b"\r\n", True),
             ),
             b"250 a\r\n250 b\r\n250 14 octets\r\n250 queued\r\n250 a\r\n550 no\r\n503 why\r\n",
             [250, 250, 250, 250, 250, 550, 503],
@@ -225,7 +225,7 @@ def test_a_session_is_ready_between_transactions_only():
         ([((MAIL, RCPT, DATA), b"250 ok\r\n250 ok\r\n451 no\r\n")], True),
         ([ENVELOPE, ((CONTENT,), b"554 no\r\n")], False),
         ([ENVELOPE, ((CONTENT,), b"250 ok\r\n")], False),
-        ([((MAIL, RCPT, commands.bdat(b"", is_last=False)), b"250 a\r\n250 b\r\n250 c\r\n")], True),
+        ([((MAIL, RCPT, commands.bdat(b"", False)), b"250 a\r\n250 b\r\n250 c\r\n")], True),
     ],
 )
 def test_rset_is_due_where_a_transaction_is_open(exchanges, is_open):
@@ -267,7 +267,7 @@ def test_the_last_piece_stands_for_the_content():
     assert connection.oldest_owed is last
 
 
-@pytest.mark.parametrize("command", [MAIL, RSET, NOOP, QUIT, commands.bdat(b"", is_last=True)])
+@pytest.mark.parametrize("command", [MAIL, RSET, NOOP, QUIT, commands.bdat(b"", True)])
 def test_nothing_but_content_goes_into_the_content(command):
     connection = opened(ENVELOPE)
     connection.send(commands.content(b"a\r\n", is_last=False))
@@ -504,8 +504,8 @@ SAMPLES = [
     DATA,
     CONTENT,
     commands.content(b"a\r\n", is_last=False),
-    commands.bdat(b"a", is_last=False),
-    commands.bdat(b"a", is_last=True),
+    commands.bdat(b"a", False),
+    commands.bdat(b"a", True),
     RSET,
     NOOP,
     QUIT,

@@ -150,8 +150,9 @@ class Session:
         self._needed = trio.Event()
         self._answers: deque[Answered] = deque()
         self._now = trio.lowlevel.current_clock().current_time
-        self._due = math.inf  # when the oldest owed reply is late
-        self._latest = math.inf  # when any reply is
+        self._since = 0.0  # when the turn of the oldest owed reply came
+        self._latest = math.inf  # when any reply is late
+        self._shortest = math.inf  # timeout that the watch was set for
         self._watch = trio.CancelScope()
         self._writing = trio.CancelScope()
         self._write_error = ""
@@ -299,7 +300,6 @@ class Session:
     def hurry(self, seconds: float) -> None:
         """Wait for replies at most this many seconds from now; nothing makes it longer again."""
         self._latest = min(self._latest, self._now() + seconds)
-        self._due = min(self._due, self._latest)
         self._watch_due()
 
     def abandon(self) -> None:
@@ -405,8 +405,7 @@ class Session:
         self._connection.send_failed()
         self._write_error = reason
         # A server that refuses and hangs up makes our write fail; its reply may lie unread.
-        self._due = min(self._due, self._now() + _LAST_WORDS)
-        self._watch_due()
+        self.hurry(_LAST_WORDS)
 
     # -- the reader -------------------------------------------------------------------------
 
@@ -416,7 +415,9 @@ class Session:
         with self._replies_in, self._reading:
             while self.loss is None:
                 # One scope serves many replies: its deadline may come too early, never too late.
-                self._watch = trio.CancelScope(deadline=self._due)
+                due = self._due
+                self._watch = trio.CancelScope(deadline=due)
+                self._shortest = due - self._since if due < self._latest else math.inf
                 with self._watch:
                     await self._duty.wait()
                     await self._listen()
@@ -522,23 +523,37 @@ class Session:
     # -- deadlines and endings --------------------------------------------------------------
 
     def _arm(self) -> None:
-        """Start the clock of the reply whose turn has come."""
-        if self._write_error:
-            return
+        """Start the clock of the reply whose turn has come.
+
+        It runs by `_due`, which whoever keeps the deadline works out when it wakes; so all there is
+        to do here is to note the time, unless somebody has to be woken earlier than before.
+        """
+        self._since = self._now()
         connection = self._connection
-        due = self._latest
         if connection.unanswered:
-            oldest = connection.unanswered[0]
-            is_open = connection.is_content_open and len(connection.unanswered) == 1
-            if not (is_open or (self._is_writing and self._is_unwritten_content(oldest))):
-                due = min(due, self._now() + self._timeout_of[oldest.kind])
-        self._due = due
-        if due < self._watch.deadline:  # noqa: PLR1730 - setting it costs, also in vain
-            self._watch.deadline = due
+            timeout = self._timeout_of[connection.unanswered[0].kind]
+            if timeout < self._shortest:
+                self._watch_due()
+
+    @property
+    def _due(self) -> float:
+        """When the oldest owed reply is late."""
+        if self._write_error:
+            return self._latest
+        connection = self._connection
+        if not connection.unanswered:
+            return self._latest
+        oldest = connection.unanswered[0]
+        is_open = connection.is_content_open and len(connection.unanswered) == 1
+        if is_open or (self._is_writing and self._is_unwritten_content(oldest)):
+            return self._latest
+        return min(self._latest, self._since + self._timeout_of[oldest.kind])
 
     def _watch_due(self) -> None:
-        if self._due < self._watch.deadline:  # noqa: PLR1730 - as above
-            self._watch.deadline = self._due
+        due = self._due
+        if due < self._watch.deadline:
+            self._watch.deadline = due
+            self._shortest = due - self._since if due < self._latest else math.inf
 
     def _late(self) -> None:
         if self._write_error:

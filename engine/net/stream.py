@@ -158,22 +158,29 @@ class SocketStream(trio.abc.HalfCloseableStream):
             trio.BrokenResourceError: The connection is gone; `__cause__` is the `OSError`.
             trio.BusyResourceError: Another task is receiving.
         """
-        size = RECEIVE_OCTETS if max_octets is None else min(max_octets, RECEIVE_OCTETS)
-        if size < 1:
-            raise ValueError(f"max_octets {max_octets}: allowed are 1 and more")
-        self._check_open()
-        if self._received:
-            return await self._receive_again(size)
+        size = RECEIVE_OCTETS
+        if max_octets is not None or self._received or self._closed:
+            size = self._most_wanted(max_octets)
+            if self._received:
+                return await self._receive_again(size)
+        sock = self.socket
         try:
             while True:
                 # Refuses a second waiter by itself, so receiving needs no flag.
-                await trio.lowlevel.wait_readable(self.socket)
+                await trio.lowlevel.wait_readable(sock)
                 try:
-                    return self.socket.recv(size)
+                    return sock.recv(size)
                 except BlockingIOError:
                     continue  # "readable" is a hint; a segment with a bad checksum breaks it
         except OSError as error:
             raise _translate(error) from error
+
+    def _most_wanted(self, max_octets: int | None) -> int:
+        size = RECEIVE_OCTETS if max_octets is None else min(max_octets, RECEIVE_OCTETS)
+        if size < 1:
+            raise ValueError(f"max_octets {max_octets}: allowed are 1 and more")
+        self._check_open()
+        return size
 
     def receive_nowait(self) -> bytes | None:
         """Return what has arrived already, at most `RECEIVE_OCTETS`; `None` where nothing has.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 
 import pytest
@@ -215,7 +214,7 @@ def test_a_lost_syn_counts_from_when_it_was_sent():
 
 
 @given(st.binary(min_size=1, max_size=60), st.randoms(use_true_random=False))
-def test_octets_come_out_as_they_went_in_whatever_happened(octets, rng: random.Random):
+def test_octets_come_out_as_they_went_in_whatever_happened(octets, rng):
     tape = Tape().open()
     at, pieces = 0, []
     while at < len(octets):

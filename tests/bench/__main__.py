@@ -1,4 +1,4 @@
-"""`python -m tests.bench throughput|memory|startup`: what this engine costs, beside its peers.
+"""`python -m tests.bench throughput|roundtrips|memory|startup`: this engine beside its peers.
 
 Absolute figures say as much about the machine as about the programs; read the ratios.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.bench import footprint, throughput
+from tests.bench import footprint, roundtrips, throughput
 
 
 def main() -> int:
@@ -18,6 +18,9 @@ def main() -> int:
     throughput.add_arguments(
         commands.add_parser("throughput", help="messages a second to one sink, by every sender")
     )
+    roundtrips.add_arguments(
+        commands.add_parser("roundtrips", help="round trips of a message over a link of 100 ms")
+    )
     footprint.add_arguments(
         commands.add_parser("memory", help="peak memory of `send --batch` with many messages")
     )
@@ -26,6 +29,8 @@ def main() -> int:
     match arguments.command:
         case "throughput":
             return throughput.run(arguments)
+        case "roundtrips":
+            return roundtrips.run(arguments)
         case "memory":
             return footprint.run_memory(arguments)
         case _:

@@ -1,4 +1,8 @@
-"""Exim: a daemon with a configuration and a spool of its own, delivering to files."""
+"""Exim: a daemon with a configuration and a spool of its own, delivering to files.
+
+It runs on the loopback interface, or at the far end of a long-distance link; with a certificate it
+offers STARTTLS and has a port for TLS from the first octet.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,15 @@ from typing import TYPE_CHECKING
 
 from tests.servers.mail_server import MailServer
 from tests.servers.mailbox import Maildir
-from tests.servers.process import HOST, free_port, home, running
+from tests.servers.place import LOOPBACK
+from tests.servers.process import free_port, home, running
 from tests.servers.provision import superuser, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.servers.place import Place
 
 CONFIGURATION = """\
 exim_path = {program}
@@ -25,7 +33,7 @@ keep_environment =
 
 primary_hostname = exim.test
 local_interfaces = {host}
-daemon_smtp_ports = {port}
+daemon_smtp_ports = {ports}
 disable_ipv6 = true
 acl_smtp_rcpt = recipient
 acl_smtp_data = accept
@@ -36,7 +44,7 @@ pipelining_connect_advertise_hosts = *
 smtputf8_advertise_hosts = *
 dsn_advertise_hosts = *
 prdr_enable = true
-tls_advertise_hosts =
+{tls}
 
 # What the client sends stays as it is.
 return_path_remove = false
@@ -92,36 +100,64 @@ store:
 
 CAPABILITIES = "SIZE 8BITMIME DSN PIPELINING PIPECONNECT CHUNKING PRDR SMTPUTF8 HELP"
 
+NO_TLS = "tls_advertise_hosts ="
+TLS = """\
+tls_advertise_hosts = *
+tls_certificate = {certificate}
+tls_on_connect_ports = {port}"""
+
+
+def make_folders(home: Path) -> None:
+    """Make the folders that Exim, as the user it changes to, writes to."""
+    for name in ("spool", "log"):
+        (home / name).mkdir(mode=0o750)
+        shutil.chown(home / name, "Debian-exim", "Debian-exim")
+
 
 @contextmanager
-def start() -> Iterator[MailServer]:
-    """Run Exim for the length of the block."""
+def start(place: Place = LOOPBACK, certificate: bytes | None = None) -> Iterator[MailServer]:
+    """Run Exim for the length of the block.
+
+    Args:
+        place: Where.
+        certificate: Key and certificate in PEM, to offer STARTTLS and listen on `tls_port` with.
+    """
     program = unpacked("usr/sbin/exim4")
     superuser("Exim")
     with home("exim") as folder:
         mailbox = Maildir.create(folder, "Debian-exim", "Envelope-To")
-        port = free_port()
-        for name in ("spool", "log"):
-            (folder / name).mkdir(mode=0o750)
-            shutil.chown(folder / name, "Debian-exim", "Debian-exim")
+        port, tls_port, tls = free_port(), None, NO_TLS
+        make_folders(folder)
+        if certificate is not None:
+            tls_port = free_port()
+            tls = TLS.format(certificate=folder / "certificate.pem", port=tls_port)
+            (folder / "certificate.pem").write_bytes(certificate)
         configuration = folder / "exim.conf"
         configuration.write_text(
             CONFIGURATION.format(
-                program=program, home=folder, host=HOST, port=port, mail=mailbox.path
+                program=program,
+                home=folder,
+                host=place.address,
+                ports=f"{port} : {tls_port}" if tls_port else port,
+                tls=tls,
+                mail=mailbox.path,
             )
         )
         with running(
             "Exim",
-            [program, "-C", configuration, "-bdf", "-q1h"],
+            place.command(program, "-C", configuration, "-bdf", "-q1h"),
             folder,
             logs=[folder / "log/mainlog", folder / "log/paniclog"],
         ) as process:
-            process.wait_for_port(port)
+            process.wait_for_port(port, place)
             yield MailServer(
                 name="exim",
                 port=port,
                 mailbox=mailbox,
-                capabilities=frozenset(CAPABILITIES.split()),
+                capabilities=frozenset(CAPABILITIES.split())
+                | ({"STARTTLS"} if tls_port else set()),
                 features="one copy for all recipients of a message; PRDR accepts for everyone",
+                host=place.address,
+                tls_port=tls_port,
                 process=process,
             )

@@ -1,4 +1,4 @@
-"""The pytest fixtures: every server as a fixture, and one that goes through all mail servers.
+"""The pytest fixtures: every server, one that goes through all mail servers, and the link.
 
 `tests/conftest.py` makes them known. Servers start when the first test asks for them and run until
 the session ends; a test that asks for one gets it with an empty mailbox.
@@ -12,13 +12,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
+from engine.testing import link
+from tests.servers.provision import give_up
 from tests.servers.unbound import NameServer
 from tests.servers.unbound import start as start_unbound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
 
+    from engine.testing.link import Link
     from tests.servers.mail_server import MailServer
 
 MAIL_SERVERS = ("aiosmtpd", "smtp-sink", "postfix", "exim", "opensmtpd")
@@ -91,3 +96,18 @@ def name_server() -> Iterator[Callable[[str], NameServer]]:
     """Starts an unbound that serves the records it is given; stopped after the test."""
     with ExitStack() as stack:
         yield lambda records: stack.enter_context(start_unbound(records))
+
+
+@pytest.fixture(scope="session")
+def open_link() -> Callable[..., AbstractAsyncContextManager[Link]]:
+    """`engine.testing.link.open_link`, on a machine that is known to have links."""
+
+    async def try_it() -> None:
+        async with link.open_link():
+            pass
+
+    try:
+        trio.run(try_it)
+    except link.LinkUnavailable as error:
+        give_up(str(error))
+    return link.open_link

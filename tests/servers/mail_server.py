@@ -29,6 +29,7 @@ class MailServer:
         accepts: the domain it takes mail for, whatever the local part. Anything else is refused
             as relaying, except by smtp-sink.
         host: the address it listens on.
+        tls_port: the port for TLS from the first octet; None: there is none, and no STARTTLS.
         process: the running program, for its logs; None: it is a part of this process.
     """
 
@@ -41,6 +42,7 @@ class MailServer:
     features: str = ""
     accepts: str = "ok.test"
     host: str = HOST
+    tls_port: int | None = None
     process: Process | None = None
 
     async def received(self, count: int = 1, timeout: float = 20.0) -> list[Received]:

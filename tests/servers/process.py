@@ -17,10 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.servers.place import HOST, LOOPBACK
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-HOST = "127.0.0.1"
+    from tests.servers.place import Place
+
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 # Clients are given ports from 32768 up (ip_local_port_range), so none of them can take one of these
@@ -78,8 +81,8 @@ class Process:
             if log.exists()
         )
 
-    def wait_for_port(self, port: int) -> None:
-        """Return when somebody accepts connections at `port`.
+    def wait_for_port(self, port: int, place: Place = LOOPBACK) -> None:
+        """Return when somebody accepts connections at `port` of `place`.
 
         Raises:
             RuntimeError: the server ended, or did not listen within `START_SECONDS`.
@@ -88,12 +91,11 @@ class Process:
         while time.monotonic() < deadline:
             if self.keeper.poll() is not None:
                 raise RuntimeError(f"{self.name} ended as soon as it was started\n{self.tail()}")
-            try:
-                socket.create_connection((HOST, port), timeout=1.0).close()
-            except OSError:
-                time.sleep(0.02)
-            else:
-                return
+            with place.make_socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+                probe.settimeout(1.0)
+                if probe.connect_ex((place.address, port)) == 0:
+                    return
+            time.sleep(0.02)
         raise RuntimeError(
             f"{self.name} did not listen on port {port} within {START_SECONDS} s\n{self.tail()}"
         )

@@ -21,7 +21,11 @@ def required() -> bool:
 
 def missing(what: str) -> None:
     """Skip the test that needs `what`, or fail it where every server has to be there."""
-    message = f"{what}; {HOW}"
+    give_up(f"{what}; {HOW}")
+
+
+def give_up(message: str) -> None:
+    """Skip the test with a message, or fail it where everything has to be there."""
     if required():
         pytest.fail(message, pytrace=False)
     pytest.skip(message)

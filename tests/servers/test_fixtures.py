@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import smtplib
+import ssl
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -11,18 +12,23 @@ from typing import TYPE_CHECKING
 import dns.resolver
 import pytest
 import trio
+import trustme
 
-from tests.servers import keeper
+from tests.servers import exim, keeper
 from tests.servers.fixtures import MAIL_SERVERS
 from tests.servers.mailbox import Received, take_fields, with_crlf
 from tests.servers.provision import missing, superuser
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from engine.testing.link import Link
     from tests.servers.mail_server import MailServer
     from tests.servers.unbound import NameServer
+
+    OpenLink = Callable[..., AbstractAsyncContextManager[Link]]
 
 pytestmark = pytest.mark.servers
 
@@ -149,6 +155,39 @@ async def test_unbound_answers_for_the_records_it_was_given(
     assert await trio.to_thread.run_sync(lookups) == ("mx.ok.test.", "127.0.0.1")
     with pytest.raises(dns.resolver.NXDOMAIN):
         await trio.to_thread.run_sync(resolver.resolve, "nobody.test", "MX")
+
+
+async def test_exim_runs_at_the_end_of_a_link(open_link: OpenLink, exim_server: MailServer) -> None:
+    async with open_link(one_way=0.0) as link:
+        with exim.start(link.far) as server:
+            assert server.host == link.far.address
+            script = (
+                "import smtplib, sys; print(smtplib.SMTP(sys.argv[1], int(sys.argv[2])).noop())"
+            )
+            words = [sys.executable, "-c", script, server.host, str(server.port)]
+            done = await link.near.run(*words, capture_stdout=True)
+            assert done.stdout == b"(250, b'OK')\n"
+            with pytest.raises(OSError, match=r"timed out|unreachable|refused"):
+                smtplib.SMTP(server.host, server.port, timeout=0.2)
+
+
+def test_exim_offers_tls_when_it_has_a_certificate(exim_server: MailServer) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    chain = b"".join(pem.bytes() for pem in issued.cert_chain_pems)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with exim.start(certificate=issued.private_key_pem.bytes() + chain) as server:
+        assert server.tls_port is not None
+        assert server.capabilities - exim_server.capabilities == {"STARTTLS"}
+        with connect(server) as client:
+            client.ehlo()
+            assert client.has_extn("STARTTLS")
+            assert client.starttls(context=context)[0] == 220
+            assert client.noop()[0] == 250
+        with smtplib.SMTP_SSL(server.host, server.tls_port, "c.test", context=context) as client:
+            assert client.noop()[0] == 250
+    assert exim_server.tls_port is None
 
 
 def alive(pid: int) -> bool:

@@ -31,7 +31,7 @@ TlsResult: TypeAlias = Literal[
 #: RFC calls not trusted: unknown authorities, constraints, errors in the chain.
 _EXPIRED: Final = 10
 
-#: What OpenSSL's words for common failures mean to a person.
+#: What OpenSSL's words for common failures of a handshake mean to a person.
 _HINTS: Final[Mapping[str, str]] = {
     "wrong version number": "the peer does not answer with TLS",
     "unsupported protocol": "the peer has only versions of TLS that are too old",
@@ -107,7 +107,10 @@ class TlsFailed(EngineError):  # noqa: N818 - an expected result, read aloud: "T
         if isinstance(error, ssl.SSLCertVerificationError):
             return cls.from_unverified(peer, Unverified.from_openssl(error))
         cause = Cause.CLOSED if isinstance(error, ssl.SSLEOFError) else Cause.TLS
-        return cls(peer, cause, describe(error), result="validation-failure", clear_may_help=True)
+        words = describe(error)
+        hint = _HINTS.get(words)
+        reason = words if hint is None else f"{hint} ({words})"
+        return cls(peer, cause, reason, result="validation-failure", clear_may_help=True)
 
     @classmethod
     def from_unverified(cls, peer: Peer, error: Unverified) -> TlsFailed:
@@ -136,6 +139,4 @@ def describe(error: ssl.SSLError) -> str:
     """
     if isinstance(error, ssl.SSLEOFError):
         return "the peer closed the connection"
-    words = (error.reason or "failed").replace("_", " ").lower()
-    hint = _HINTS.get(words)
-    return f"{hint} ({words})" if hint else words
+    return (error.reason or "failed").replace("_", " ").lower()

@@ -230,7 +230,11 @@ def _judge_by_records(demand: TlsDemand, chain: Sequence[bytes]) -> Verdict:
     if not chain:
         raise _no_certificate()
     match = verify_dane(demand.tlsa, chain, demand.names, datetime.now(UTC))
-    until = math.inf if match.name is None else _expiry(chain[0])
+    if match.name is None:
+        return Verdict("dane", None, match.record)
+    from engine.net.pkix import load_certificate
+
+    until = _expiry(load_certificate(chain[0]))
     return Verdict("dane", match.name, match.record, until)
 
 
@@ -240,15 +244,13 @@ def _judge_by_name(demand: TlsDemand, certificate: bytes | None) -> Verdict:
 
     if certificate is None:
         raise _no_certificate()
-    name = match_name(load_certificate(certificate), demand.names)
-    return Verdict("pkix", name, None, _expiry(certificate))
+    parsed = load_certificate(certificate)
+    return Verdict("pkix", match_name(parsed, demand.names), None, _expiry(parsed))
 
 
-def _expiry(certificate: bytes) -> float:
+def _expiry(certificate: x509.Certificate) -> float:
     """Return when a certificate expires, by Trio's clock."""
-    from engine.net.pkix import load_certificate
-
-    left = load_certificate(certificate).not_valid_after_utc - datetime.now(UTC)
+    left = certificate.not_valid_after_utc - datetime.now(UTC)
     return trio.current_time() + left.total_seconds()
 
 

@@ -1,4 +1,4 @@
-"""`python -m tests.bench throughput|memory|startup`: what this engine costs, beside its peers.
+"""`python -m tests.bench BENCHMARK`: what this engine costs, beside its peers.
 
 Absolute figures say as much about the machine as about the programs; read the ratios.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.bench import footprint, throughput
+from tests.bench import footprint, handshakes, throughput
 
 
 def main() -> int:
@@ -18,6 +18,9 @@ def main() -> int:
     throughput.add_arguments(
         commands.add_parser("throughput", help="messages a second to one sink, by every sender")
     )
+    handshakes.add_arguments(
+        commands.add_parser("handshakes", help="TLS handshakes a second, full and resumed")
+    )
     footprint.add_arguments(
         commands.add_parser("memory", help="peak memory of `send --batch` with many messages")
     )
@@ -26,6 +29,8 @@ def main() -> int:
     match arguments.command:
         case "throughput":
             return throughput.run(arguments)
+        case "handshakes":
+            return handshakes.run(arguments)
         case "memory":
             return footprint.run_memory(arguments)
         case _:

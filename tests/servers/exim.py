@@ -6,13 +6,16 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tests.certificates import write_chain
 from tests.servers.mail_server import MailServer
 from tests.servers.mailbox import Maildir
 from tests.servers.process import HOST, free_port, home, running
 from tests.servers.provision import superuser, unpacked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from tests.certificates import Issued
 
 CONFIGURATION = """\
 exim_path = {program}
@@ -36,7 +39,7 @@ pipelining_connect_advertise_hosts = *
 smtputf8_advertise_hosts = *
 dsn_advertise_hosts = *
 prdr_enable = true
-tls_advertise_hosts =
+{tls}
 
 # What the client sends stays as it is.
 return_path_remove = false
@@ -93,9 +96,17 @@ store:
 CAPABILITIES = "SIZE 8BITMIME DSN PIPELINING PIPECONNECT CHUNKING PRDR SMTPUTF8 HELP"
 
 
+TLS = """\
+tls_advertise_hosts = *
+tls_certificate = {0}
+tls_privatekey = {1}
+"""
+NO_TLS = "tls_advertise_hosts ="
+
+
 @contextmanager
-def start() -> Iterator[MailServer]:
-    """Run Exim for the length of the block."""
+def start(chain: Sequence[Issued] = ()) -> Iterator[MailServer]:
+    """Run Exim for the length of the block; with certificates, its own first, it has STARTTLS."""
     program = unpacked("usr/sbin/exim4")
     superuser("Exim")
     with home("exim") as folder:
@@ -104,10 +115,18 @@ def start() -> Iterator[MailServer]:
         for name in ("spool", "log"):
             (folder / name).mkdir(mode=0o750)
             shutil.chown(folder / name, "Debian-exim", "Debian-exim")
+        files = write_chain(folder, chain) if chain else ()
+        for file in files:
+            shutil.chown(file, "Debian-exim", "Debian-exim")
         configuration = folder / "exim.conf"
         configuration.write_text(
             CONFIGURATION.format(
-                program=program, home=folder, host=HOST, port=port, mail=mailbox.path
+                program=program,
+                home=folder,
+                host=HOST,
+                port=port,
+                mail=mailbox.path,
+                tls=TLS.format(*files) if files else NO_TLS,
             )
         )
         with running(
@@ -121,7 +140,7 @@ def start() -> Iterator[MailServer]:
                 name="exim",
                 port=port,
                 mailbox=mailbox,
-                capabilities=frozenset(CAPABILITIES.split()),
+                capabilities=frozenset(CAPABILITIES.split()) | ({"STARTTLS"} if files else set()),
                 features="one copy for all recipients of a message; PRDR accepts for everyone",
                 process=process,
             )

@@ -18,6 +18,7 @@ from engine.net.tls_stream import TlsStream
 from engine.outcome import Peer
 from engine.security import TlsDemand, TlsLevel
 from tests.certificates import make, rsa_key, server_context, write_chain
+from tests.servers import aiosmtpd, exim, postfix
 from tests.servers.openssl import s_client, serve
 from tests.servers.process import HOST, free_port
 from tests.servers.provision import installed
@@ -25,6 +26,8 @@ from tests.servers.provision import installed
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.servers.mail_server import MailServer
 
 pytestmark = pytest.mark.servers
 
@@ -117,6 +120,96 @@ async def test_a_common_name_alone_is_refused_though_openssl_still_takes_it(mate
                 pass
 
 
+# -- mail servers -------------------------------------------------------------------------------
+
+MAIL_SERVERS = {"aiosmtpd": aiosmtpd, "postfix": postfix, "exim": exim}
+
+
+@pytest.fixture(params=MAIL_SERVERS, scope="module")
+def secure_server(request) -> Iterator[MailServer]:
+    """Mail servers that offer STARTTLS: two with OpenSSL, and one with GnuTLS."""
+    with MAIL_SERVERS[request.param].start([GOOD, INTER, ROOT]) as server:
+        yield server
+
+
+@asynccontextmanager
+async def mail_session(server, demand, material, client=None):
+    """Greeting, EHLO, STARTTLS, handshake and EHLO; yields TLS and a way to ask over it."""
+    transport = await connect(server.port)
+    await ask(transport, b"", b"220")
+    assert b"STARTTLS" in await ask(transport, b"EHLO client.test\r\n", b"250")
+    await ask(transport, b"STARTTLS\r\n", b"220")
+    async with started(transport, demand, material, client) as found:
+        again = await ask(found.stream, b"EHLO client.test\r\n", b"250")
+        assert b"STARTTLS" not in again
+        yield found, partial(ask, found.stream)
+
+
+async def ask(stream, octets, code):
+    """Send and return the whole reply, which has this code."""
+    if octets:
+        await stream.send_all(octets)
+    reply = b""
+    while not reply.rpartition(b"\n")[0].rpartition(b"\n")[2].startswith(code + b" "):
+        more = await stream.receive_some()
+        assert more, reply
+        reply += more
+        assert reply.startswith(code), reply
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("demand", "verified"),
+    [
+        (OPPORTUNISTIC, "no"),
+        (VERIFY, "pkix"),
+        (TlsDemand(TlsLevel.VERIFY, "dane", (NAME,), NAME, (GOOD.tlsa(3, 1, 1),)), "dane"),
+        (TlsDemand(TlsLevel.VERIFY, "dane", (NAME,), NAME, (ROOT.tlsa(2, 0, 1),)), "dane"),
+    ],
+    ids=["opportunistic", "verify", "DANE-EE", "DANE-TA"],
+)
+async def test_mail_passes_to_real_servers(secure_server, demand, verified, material):
+    secure_server.clear()
+    content = b"Subject: secret\r\nDate: Thu, 01 Jan 2026 00:00:00 +0000\r\n"
+    content += (
+        b"Message-ID: <secret@client.test>\r\nFrom: a@client.test\r\n\r\n"
+        + b"0123456789 abcdef\r\n" * 20_000
+    )
+    client = TlsClient()
+    resumed = []
+    for _ in range(2):
+        async with mail_session(secure_server, demand, material, client) as (found, say):
+            assert found.facts.verified == verified
+            assert found.facts.version == "TLSv1.3"
+            resumed.append(found.peer.is_resumed)
+            await say(b"MAIL FROM:<a@client.test>\r\n", b"250")
+            await say(b"RCPT TO:<b@ok.test>\r\n", b"250")
+            await say(b"DATA\r\n", b"354")
+            await say(content + b".\r\n", b"250")
+            await say(b"QUIT\r\n", b"221")
+            await found.stream.aclose()
+    copies = await secure_server.received(2)
+    assert [copy.content for copy in copies] == [content] * 2
+    # Exim's resumption is off unless it is asked for.
+    assert resumed == [False, secure_server.name != "exim"]
+
+
+@pytest.mark.parametrize(
+    "demand",
+    [
+        TlsDemand(TlsLevel.VERIFY, "required", ("mx.other.test",), NAME),
+        TlsDemand(TlsLevel.VERIFY, "dane", (NAME,), NAME, (INTER.tlsa(3, 1, 1),)),
+    ],
+)
+async def test_no_mail_passes_to_servers_that_are_not_who_they_must_be(
+    secure_server, demand, material
+):
+    with pytest.raises(TlsFailed) as info:
+        async with mail_session(secure_server, demand, material):
+            pass
+    assert not info.value.clear_may_help
+
+
 # -- resumption ---------------------------------------------------------------------------------
 
 
@@ -148,7 +241,7 @@ def piped(folder: Path, *options: str) -> Iterator[tuple[int, subprocess.Popen]]
     certificate, key = write_chain(folder, [GOOD])
     port = free_port()
     command = [
-        str(installed("openssl")), "s_server", "-accept", f"{HOST}:{port}", "-naccept", "1",
+        str(installed("stdbuf")), "-oL", str(installed("openssl")), "s_server", "-accept", f"{HOST}:{port}", "-naccept", "1",
         "-cert", certificate, "-key", key, *options,
     ]  # fmt: skip
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -197,23 +290,27 @@ def write(process, octets):
 
 
 async def converse(process, stream, command):
-    """Exchange a line, give s_server a command of its own, and have it send another line."""
+    """Send a line, have s_server obey a command and then send a line; return what it printed."""
     await stream.send_all(b"one\n")
-    for line in (b"first\n", command, b"more\n"):
-        write(process, line)
-        if line is not command:
-            assert await receive_exactly(stream, len(line)) == line
+    write(process, command)
+    printed = b""
+    # It takes what it reads at once for one command: wait until this one is carried out.
+    while b"SSL_do_handshake" not in printed:
+        printed += await trio.to_thread.run_sync(process.stdout.readline)
+    write(process, b"more\n")
+    assert await receive_exactly(stream, 5) == b"more\n"
+    return printed
 
 
 @pytest.mark.parametrize("command", [b"k\n", b"K\n"])
 async def test_new_keys_of_the_servers_or_the_wish_for_ours_disturb_nothing(command, tmp_path):
     with piped(tmp_path, "-tls1_3") as (port, process):
         async with started(await patiently(port)) as found:
-            for _ in range(3):
-                await converse(process, found.stream, command)
+            printed = [await converse(process, found.stream, command) for _ in range(3)]
             await found.stream.send_all(b"two\n")
             await found.stream.aclose()
-        said = await trio.to_thread.run_sync(process.stdout.read)
+        printed.append(await trio.to_thread.run_sync(process.stdout.read))
+    said = b"".join(printed)
     assert said.count(b"one\n") == 3
     assert b"two\n" in said
 

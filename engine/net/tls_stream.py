@@ -120,7 +120,7 @@ class TlsStream:
                     await self._transport.send_all(self._outgoing.read())
                 await self._fetch()
             except ssl.SSLError:
-                self._say_alert()
+                self._say_own()  # the alert
                 raise
             else:
                 self._is_drained = False  # tickets or a greeting may have come along
@@ -326,8 +326,7 @@ class TlsStream:
     async def aclose(self) -> None:
         """Say that this is the end, wait for no answer to that (RFC 8446 §6.1), and close."""
         if not (self._is_closed or self._error or self._is_sending or self._ahead):
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                self._say_close_notify()
+            self._say_close_notify()
         self._is_closed = True
         await self._transport.aclose()
 
@@ -338,26 +337,25 @@ class TlsStream:
         self._say_own()
 
     def _say_own(self) -> None:
-        """Send what TLS itself has to say, unless it goes out with a sender's next octets."""
+        """Send what TLS itself has to say, unless it goes out with a sender's next octets.
+
+        Where the connection is gone this is no error: reading tells why, maybe in the peer's words.
+        """
         if self._is_sending or self._ahead:
             waiting = self._outgoing.pending
         else:
-            if self._outgoing.pending:
-                self._unsent += self._outgoing.read()
+            self._unsent += self._outgoing.read()
             if self._unsent:
-                self._unsent = self._unsent[self._transport.send_nowait(self._unsent) :]
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    self._unsent = self._unsent[self._transport.send_nowait(self._unsent) :]
             self._is_last_flight &= bool(self._unsent)
             waiting = len(self._unsent)
         if waiting > _OWN_OCTETS:
             raise trio.BrokenResourceError("TLS: the peer asks without end and reads no answer")
 
-    def _say_alert(self) -> None:
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            self._say_own()
-
     def _break(self, error: ssl.SSLError) -> None:
         self._error = error
-        self._say_alert()
+        self._say_own()  # the alert
 
     # -- checks -----------------------------------------------------------------------------
 

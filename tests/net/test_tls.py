@@ -14,6 +14,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.net.stream import SocketStream
 from engine.net.tls import TlsClient
 from engine.net.tls_errors import TlsFailed
 from engine.net.tls_material import TlsMaterial
@@ -21,6 +22,7 @@ from engine.net.tls_stream import TlsStream
 from engine.outcome import Cause, Peer, Scope, TlsFacts
 from engine.security import TlsDemand, TlsLevel
 from engine.smtp.stages import Stage
+from engine.testing.sink import open_sink
 from tests.certificates import make, rsa_key, server_context, write_chain
 from tests.net.streams import memory_pair
 
@@ -373,6 +375,36 @@ async def test_no_octets_crash_it(octets, cut):
 
     failure = await begin(answer)
     assert failure.cause in (Cause.TLS, Cause.CLOSED)
+
+
+# -- over real sockets --------------------------------------------------------------------------
+
+
+async def test_the_shipped_sink_is_spoken_to_after_starttls(material):
+    client = TlsClient()
+    async with open_sink(keep=True, tls=server_context(CHAIN)) as sink:
+        for is_resumed in (False, True):
+            stream = await trio.open_tcp_stream(sink.host, sink.port)
+            stream = SocketStream(stream.socket._sock)
+            await stream.receive_some()
+            for command in (b"EHLO client.test\r\n", b"STARTTLS\r\n"):
+                await stream.send_all(command)
+                reply = await stream.receive_some()
+            assert reply.startswith(b"220")
+            tls = await client.start(stream, VERIFY, material, peer=PEER, seconds=10)
+            assert tls.peer.is_resumed is is_resumed
+            for command, code in (
+                (b"EHLO client.test\r\n", b"250"),
+                (b"MAIL FROM:<>\r\n", b"250"),
+                (b"RCPT TO:<a@b.test>\r\n", b"250"),
+                (b"DATA\r\n", b"354"),
+                (b"Subject: x\r\n\r\nx\r\n.\r\n", b"250"),
+                (b"QUIT\r\n", b"221"),
+            ):
+                await tls.stream.send_all(command)
+                assert (await tls.stream.receive_some()).startswith(code)
+            await tls.stream.aclose()
+        assert len(sink.messages) == 2
 
 
 # -- resumption ---------------------------------------------------------------------------------

@@ -359,6 +359,15 @@ async def test_aclose_of_a_broken_connection_is_quiet():
     assert left.is_closed
 
 
+async def test_what_the_peer_said_before_it_left_is_read_though_we_cannot_answer():
+    ours, theirs, _, right = await connect()
+    await theirs.send_all(b"421 bye\r\n")
+    right.close()
+    ours._outgoing.write(b"as a refusal of a new handshake would be")
+    assert await ours.receive_some() == b"421 bye\r\n"
+    assert await ours.receive_some() == b""
+
+
 async def test_everything_is_refused_after_close_and_closing_again_is_fine():
     ours, *_ = await connect()
     ours.close()

@@ -28,6 +28,11 @@ PEM = serialization.Encoding.PEM
 DER = serialization.Encoding.DER
 CLIENTS_ONLY = (ExtendedKeyUsageOID.CLIENT_AUTH,)
 SERVERS = (ExtendedKeyUsageOID.SERVER_AUTH,)
+NOT_SIGNING = x509.KeyUsage(
+    digital_signature=True, content_commitment=False, key_encipherment=False,
+    data_encipherment=False, key_agreement=False, key_cert_sign=False, crl_sign=False,
+    encipher_only=False, decipher_only=False,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,6 @@ class TlsStream:
                 self._say_own()  # the alert
                 raise
             else:
-                self._is_drained = False  # tickets or a greeting may have come along
                 return
 
     # -- sending ----------------------------------------------------------------------------
@@ -325,7 +324,7 @@ class TlsStream:
 
     async def aclose(self) -> None:
         """Say that this is the end, wait for no answer to that (RFC 8446 §6.1), and close."""
-        if not (self._is_closed or self._error or self._is_sending or self._ahead):
+        if not (self._is_closed or self._error):
             self._say_close_notify()
         self._is_closed = True
         await self._transport.aclose()

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from engine.net import pkix
 from engine.net.pkix import load_anchors, load_certificate, verify_path, verify_signature
 from engine.net.tls_errors import Unverified
-from tests.certificates import CLIENTS_ONLY, make, rsa_key
+from tests.certificates import CLIENTS_ONLY, NOT_SIGNING, make, rsa_key
 
 NOW = datetime.now(UTC)
 ROOT = make("root", is_ca=True)
@@ -49,8 +49,17 @@ def test_names_are_not_looked_at():
         [make("leaf", make("root", is_ca=True))],
         [make("leaf", ROOT, usages=CLIENTS_ONLY)],
         [make("leaf", make("root", is_ca=True, key=rsa_key(1024)))],
+        make("leaf", make("inter", ROOT, is_ca=True, key_usage=NOT_SIGNING)).path,
     ],
-    ids=["no intermediate", "a gap", "itself", "impostor", "clients only", "weak authority"],
+    ids=[
+        "no intermediate",
+        "a gap",
+        "itself",
+        "impostor",
+        "clients only",
+        "weak authority",
+        "authority that may not sign",
+    ],
 )
 def test_what_leads_nowhere_is_not_trusted(chain):
     with pytest.raises(Unverified) as info:

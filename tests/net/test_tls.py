@@ -498,9 +498,29 @@ async def test_a_server_that_has_forgotten_makes_a_full_handshake_and_is_judged(
     found = await start(Server(nursery, version=version), VERIFY, material, client)
     assert not found.peer.is_resumed
     assert found.facts.verified == "pkix"
-    # Somebody else with an old ticket of ours in hand is judged as well.
-    impostor = Server(nursery, [make("s", names=[NAME])], version=version)
-    await fail(impostor, VERIFY, material, client)
+    assert found.peer.certificate == LEAF.der
+
+
+@each_version
+@pytest.mark.parametrize(
+    "demand",
+    [VERIFY, dane(LEAF.tlsa(3, 1, 1)), dane(INTER.tlsa(2, 0, 1)), dane(ROOT.tlsa(2, 0, 0))],
+)
+@pytest.mark.parametrize(
+    "impostor",
+    [
+        [make("s", names=[NAME])],
+        [make("w", INTER, names=["elsewhere.test"]), INTER],  # by an authority we trust
+    ],
+    ids=["self-signed", "of another name"],
+)
+async def test_an_impostor_gains_nothing_by_a_session_of_ours_with_the_host(
+    nursery, material, version, demand, impostor
+):
+    client = TlsClient()
+    await start(Server(nursery, version=version), demand, material, client)
+    assert len(client.sessions) == 1
+    await fail(Server(nursery, impostor, version=version), demand, material, client)
     assert len(client.sessions) == 0
 
 

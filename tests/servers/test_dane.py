@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from engine.net.stream import SocketStream
@@ -17,7 +16,7 @@ from engine.net.tls_errors import TlsFailed
 from engine.net.tls_material import TlsMaterial
 from engine.outcome import Peer
 from engine.security import Tlsa, TlsDemand, TlsLevel
-from tests.certificates import CLIENTS_ONLY, SERVERS, make, rsa_key
+from tests.certificates import CLIENTS_ONLY, NOT_SIGNING, SERVERS, make, rsa_key
 from tests.servers.openssl import dane_options, s_client, serve
 from tests.servers.process import HOST
 
@@ -36,17 +35,12 @@ INTER = make("inter", ROOT, is_ca=True)
 FAKE_INTER = make("inter", is_ca=True)
 GOOD = make("good", INTER, names=[NAME])
 
-_NOT_SIGNING = x509.KeyUsage(
-    digital_signature=True, content_commitment=False, key_encipherment=False,
-    data_encipherment=False, key_agreement=False, key_cert_sign=False, crl_sign=False,
-    encipher_only=False, decipher_only=False,
-)  # fmt: skip
 _SHORT = make("short", is_ca=True, path_length=0)
 _OVERLONG = make("overlong", _SHORT, is_ca=True)
 _NARROW = make("narrow", is_ca=True, permitted="example.test")
 _NARROWER = make("narrower", is_ca=True, permitted="other.test")
 _NO_CA = make("no-ca", ROOT)
-_UNSIGNING = make("unsigning", ROOT, is_ca=True, key_usage=_NOT_SIGNING)
+_UNSIGNING = make("unsigning", ROOT, is_ca=True, key_usage=NOT_SIGNING)
 _BARE = make("bare", is_bare=True)
 _OLD_INTER = make("old-inter", ROOT, is_ca=True, days=(-30, -1))
 _CLIENTS_INTER = make("clients-inter", ROOT, is_ca=True, usages=CLIENTS_ONLY)

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.net.stream import SocketStream
-from engine.net.tls import TlsClient
-from engine.net.tls_errors import TlsFailed
+from engine.net.tls import TlsClient, _judge
+from engine.net.tls_errors import TlsFailed, Unverified
 from engine.net.tls_material import TlsMaterial
 from engine.net.tls_stream import TlsStream
 from engine.outcome import Cause, Peer, Scope, TlsFacts
@@ -238,6 +238,24 @@ async def test_a_chain_is_not_trusted_because_its_record_would_match(nursery, ma
     await fail(server, VERIFY, material)
     server = Server(nursery)
     await fail(server, dane(_STRANGER.tlsa(3, 1, 1)), material)
+
+
+class Nobody:
+    """A handshake by a cipher without certificates, which Python's contexts do not even offer."""
+
+    session_reused = False
+
+    def get_unverified_chain(self):
+        return ()
+
+    def getpeercert(self, binary_form):
+        return None
+
+
+@pytest.mark.parametrize("demand", [VERIFY, dane(ROOT.tlsa(2, 0, 0))])
+def test_a_peer_without_a_certificate_is_nobody(demand):
+    with pytest.raises(Unverified, match="has no certificate"):
+        _judge(demand, Nobody(), None)
 
 
 async def test_the_host_of_a_failed_judgement_has_not_seen_our_last_flight(nursery):

@@ -164,6 +164,31 @@ async def test_our_last_flight_leaves_before_the_peer_is_waited_for():
         assert await ours.receive_some() == b"220 mx.test\r\n"
 
 
+async def test_our_last_flight_leaves_even_where_the_way_is_narrow():
+    left, right = memory_pair()
+    ours, theirs = client(left), server(right)
+    received = []
+
+    async def greet():
+        await theirs.handshake()
+        await theirs.send_all(b"220 mx.test\r\n")
+        received.append(await theirs.receive_some())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(greet)
+        await ours.handshake()
+        left.room = 7
+        assert await ours.receive_some() == b"220 mx.test\r\n"
+        await ours.send_all(b"QUIT\r\n")
+    assert received == [b"QUIT\r\n"]
+
+
+async def test_sending_before_the_handshake_is_refused():
+    left, _ = memory_pair()
+    with pytest.raises(trio.BrokenResourceError):
+        client(left).send_nowait(b"x")
+
+
 @pytest.mark.parametrize("room", [1, 100, 5000, 20_000, 100_000])
 @each_version
 async def test_what_the_transport_does_not_take_is_not_taken(room, version):

@@ -112,9 +112,9 @@ class TlsClient:
             TlsFailed: There is no TLS, or not the one demanded.
             ValueError: The demand makes no sense.
         """
-        _check(demand)
         key = SessionKey(peer.host, peer.address, peer.port, demand, material)
         try:
+            _check(demand)
             context = await self._context(key, peer)
             with trio.fail_after(seconds):
                 resumes = resumes and not demand.is_fresh
@@ -177,6 +177,9 @@ class TlsClient:
 
         Returns:
             What is wrong; `None`: nothing.
+
+        Raises:
+            OSError: The file of authorities cannot be read.
         """
         from engine.net import pkix
         from engine.net.names import match_name

@@ -271,6 +271,7 @@ async def test_a_demand_without_sense_is_an_error_of_ours(demand):
     ours, _ = memory_pair()
     with pytest.raises(ValueError, match="allowed are"):
         await TlsClient().start(ours, demand, TlsMaterial(), peer=PEER, seconds=1)
+    assert ours.is_closed
 
 
 async def test_files_that_cannot_be_used_are_our_own_fault(nursery, tmp_path):

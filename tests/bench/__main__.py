@@ -1,4 +1,4 @@
-"""`python -m tests.bench throughput|roundtrips|memory|startup`: this engine beside its peers.
+"""`python -m tests.bench BENCHMARK`: what this engine costs, beside its peers.
 
 Absolute figures say as much about the machine as about the programs; read the ratios.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.bench import footprint, roundtrips, throughput
+from tests.bench import footprint, handshakes, roundtrips, throughput
 
 
 def main() -> int:
@@ -21,6 +21,9 @@ def main() -> int:
     roundtrips.add_arguments(
         commands.add_parser("roundtrips", help="round trips of a message over a link of 100 ms")
     )
+    handshakes.add_arguments(
+        commands.add_parser("handshakes", help="TLS handshakes a second, full and resumed")
+    )
     footprint.add_arguments(
         commands.add_parser("memory", help="peak memory of `send --batch` with many messages")
     )
@@ -31,6 +34,8 @@ def main() -> int:
             return throughput.run(arguments)
         case "roundtrips":
             return roundtrips.run(arguments)
+        case "handshakes":
+            return handshakes.run(arguments)
         case "memory":
             return footprint.run_memory(arguments)
         case _:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-import trustme
 
 from engine.settings import unavailable
 from engine.testing.link import LinkUnavailable, open_link
@@ -33,6 +32,7 @@ from tests.bench.engine_client import IDLE_SECONDS, engine_client, settings_for
 from tests.bench.exim_client import exim_client
 from tests.bench.postfix_client import postfix_client
 from tests.bench.throughput import make_content
+from tests.certificates import make
 from tests.servers import exim
 from tests.servers.provision import superuser, unpacked
 
@@ -169,7 +169,8 @@ async def measure(arguments):
     missed = []
     async with open_link(one_way=arguments.milliseconds / 2000) as link:
         with ExitStack() as stack:
-            server = stack.enter_context(exim.start(link.far, certificate()))
+            chain = [make("exim.test", names=["exim.test"])]
+            server = stack.enter_context(exim.start(link.far, chain))
             bench = Bench(
                 link,
                 server,
@@ -197,13 +198,6 @@ async def measure(arguments):
     for name in missed:
         print(f"goal missed: {name}")
     return int(bool(missed))
-
-
-def certificate():
-    """Key and certificate in PEM, of an authority that nobody has heard of."""
-    issued = trustme.CA().issue_cert("exim.test")
-    chain = [pem.bytes() for pem in issued.cert_chain_pems]
-    return b"".join([issued.private_key_pem.bytes(), *chain])
 
 
 @dataclass(frozen=True)

@@ -62,14 +62,15 @@ def running(kind):
     )
     pin(process, PROCESSORS[-1])
     try:
-        _wait_for(port)
+        wait_for(port)
         yield port
     finally:
         process.terminate()
         process.wait(10)
 
 
-def _wait_for(port):
+def wait_for(port):
+    """Return when somebody accepts connections at a port of this machine."""
     deadline = time.monotonic() + 10
     while True:
         try:

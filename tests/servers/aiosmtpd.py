@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from aiosmtpd.controller import Controller
 
+from tests.certificates import server_context
 from tests.servers.mail_server import MailServer
 from tests.servers.mailbox import Received
 from tests.servers.process import HOST, START_SECONDS, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from tests.certificates import Issued
 
 MAX_OCTETS = 64 * 1024 * 1024
 
@@ -58,8 +61,8 @@ class Handler:
 
 
 @contextmanager
-def start() -> Iterator[MailServer]:
-    """Run aiosmtpd for the length of the block."""
+def start(chain: Sequence[Issued] = ()) -> Iterator[MailServer]:
+    """Run aiosmtpd for the length of the block; with certificates, its own first, it has STARTTLS."""
     handler = Handler()
     controller = Controller(
         handler,
@@ -70,6 +73,7 @@ def start() -> Iterator[MailServer]:
         enable_SMTPUTF8=True,
         ident="aiosmtpd",
         server_hostname="aiosmtpd.test",
+        tls_context=server_context(chain) if chain else None,
     )
     controller.start()
     try:
@@ -77,7 +81,8 @@ def start() -> Iterator[MailServer]:
             name="aiosmtpd",
             port=controller.port,
             mailbox=handler,
-            capabilities=frozenset({"SIZE", "8BITMIME", "SMTPUTF8", "HELP"}),
+            capabilities=frozenset({"SIZE", "8BITMIME", "SMTPUTF8", "HELP"})
+            | ({"STARTTLS"} if chain else set()),
             features="understands pipelined commands without announcing PIPELINING",
         )
     finally:

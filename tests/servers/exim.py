@@ -10,6 +10,7 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tests.certificates import write_chain
 from tests.servers.mail_server import MailServer
 from tests.servers.mailbox import Maildir
 from tests.servers.place import LOOPBACK
@@ -17,9 +18,10 @@ from tests.servers.process import free_port, home, running
 from tests.servers.provision import superuser, unpacked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from tests.certificates import Issued
     from tests.servers.place import Place
 
 CONFIGURATION = """\
@@ -104,6 +106,7 @@ NO_TLS = "tls_advertise_hosts ="
 TLS = """\
 tls_advertise_hosts = *
 tls_certificate = {certificate}
+tls_privatekey = {key}
 tls_on_connect_ports = {port}"""
 
 
@@ -115,12 +118,12 @@ def make_folders(home: Path) -> None:
 
 
 @contextmanager
-def start(place: Place = LOOPBACK, certificate: bytes | None = None) -> Iterator[MailServer]:
+def start(place: Place = LOOPBACK, chain: Sequence[Issued] = ()) -> Iterator[MailServer]:
     """Run Exim for the length of the block.
 
     Args:
         place: Where.
-        certificate: Key and certificate in PEM, to offer STARTTLS and listen on `tls_port` with.
+        chain: Certificates, its own first, to offer STARTTLS and listen on `tls_port` with.
     """
     program = unpacked("usr/sbin/exim4")
     superuser("Exim")
@@ -128,10 +131,12 @@ def start(place: Place = LOOPBACK, certificate: bytes | None = None) -> Iterator
         mailbox = Maildir.create(folder, "Debian-exim", "Envelope-To")
         port, tls_port, tls = free_port(), None, NO_TLS
         make_folders(folder)
-        if certificate is not None:
+        if chain:
             tls_port = free_port()
-            tls = TLS.format(certificate=folder / "certificate.pem", port=tls_port)
-            (folder / "certificate.pem").write_bytes(certificate)
+            certificate, key = write_chain(folder, chain)
+            shutil.chown(certificate, "Debian-exim")
+            shutil.chown(key, "Debian-exim")
+            tls = TLS.format(certificate=certificate, key=key, port=tls_port)
         configuration = folder / "exim.conf"
         configuration.write_text(
             CONFIGURATION.format(
@@ -154,8 +159,7 @@ def start(place: Place = LOOPBACK, certificate: bytes | None = None) -> Iterator
                 name="exim",
                 port=port,
                 mailbox=mailbox,
-                capabilities=frozenset(CAPABILITIES.split())
-                | ({"STARTTLS"} if tls_port else set()),
+                capabilities=frozenset(CAPABILITIES.split()) | ({"STARTTLS"} if chain else set()),
                 features="one copy for all recipients of a message; PRDR accepts for everyone",
                 host=place.address,
                 tls_port=tls_port,

@@ -6,14 +6,17 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tests.certificates import write_chain
 from tests.servers.mail_server import MailServer
 from tests.servers.mailbox import Maildir
 from tests.servers.process import HOST, free_port, home, running
 from tests.servers.provision import root, superuser, unpacked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from tests.certificates import Issued
 
 MAIN = """\
 compatibility_level = 3.6
@@ -93,13 +96,21 @@ QUEUES = "incoming active bounce corrupt defer deferred flush hold private saved
 CAPABILITIES = "PIPELINING SIZE VRFY ETRN ENHANCEDSTATUSCODES 8BITMIME DSN SMTPUTF8 CHUNKING"
 
 
-def configure(folder: Path, port: int, mailbox: Maildir) -> None:
+TLS = """\
+smtpd_tls_security_level = may
+smtpd_tls_cert_file = {0}
+smtpd_tls_key_file = {1}
+"""
+
+
+def configure(folder: Path, port: int, mailbox: Maildir, chain: Sequence[Issued]) -> None:
     """Write the configuration, and make the folders with the owners Postfix insists on."""
     (folder / "etc").mkdir()
     values = {
         "home": folder, "root": root(), "host": HOST, "port": port, "owner": mailbox.path.stat(),
     }  # fmt: skip
-    (folder / "etc/main.cf").write_text(MAIN.format(**values))
+    tls = TLS.format(*write_chain(folder / "etc", chain)) if chain else ""
+    (folder / "etc/main.cf").write_text(MAIN.format(**values) + tls)
     (folder / "etc/master.cf").write_text(MASTER.format(**values))
     (folder / "log").mkdir()
     (folder / "queue/pid").mkdir(parents=True)
@@ -114,14 +125,14 @@ def configure(folder: Path, port: int, mailbox: Maildir) -> None:
 
 
 @contextmanager
-def start() -> Iterator[MailServer]:
-    """Run Postfix for the length of the block."""
+def start(chain: Sequence[Issued] = ()) -> Iterator[MailServer]:
+    """Run Postfix for the length of the block; with certificates, its own first, it has STARTTLS."""
     master = unpacked("usr/lib/postfix/sbin/master")
     superuser("Postfix")
     with home("postfix") as folder:
         mailbox = Maildir.create(folder, "nobody", "Delivered-To")
         port = free_port()
-        configure(folder, port, mailbox)
+        configure(folder, port, mailbox, chain)
         libraries = {"LD_LIBRARY_PATH": str(root() / "usr/lib/postfix")}
         with running(
             "Postfix",
@@ -135,7 +146,7 @@ def start() -> Iterator[MailServer]:
                 name="postfix",
                 port=port,
                 mailbox=mailbox,
-                capabilities=frozenset(CAPABILITIES.split()),
+                capabilities=frozenset(CAPABILITIES.split()) | ({"STARTTLS"} if chain else set()),
                 features="one copy for each recipient",
                 process=process,
             )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import dns.resolver
 import pytest
 import trio
-import trustme
 
+from tests.certificates import make
 from tests.servers import exim, keeper
 from tests.servers.fixtures import MAIL_SERVERS
 from tests.servers.mailbox import Received, take_fields, with_crlf
@@ -172,12 +172,9 @@ async def test_exim_runs_at_the_end_of_a_link(open_link: OpenLink, exim_server: 
 
 
 def test_exim_offers_tls_when_it_has_a_certificate(exim_server: MailServer) -> None:
-    authority = trustme.CA()
-    issued = authority.issue_cert("127.0.0.1")
-    chain = b"".join(pem.bytes() for pem in issued.cert_chain_pems)
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    with exim.start(certificate=issued.private_key_pem.bytes() + chain) as server:
+    authority = make("Authority", is_ca=True)
+    context = ssl.create_default_context(cadata=authority.pem.decode("ascii"))
+    with exim.start(chain=[make("exim.test", authority, names=["127.0.0.1"])]) as server:
         assert server.tls_port is not None
         assert server.capabilities - exim_server.capabilities == {"STARTTLS"}
         with connect(server) as client:

@@ -25,6 +25,7 @@ VALUES = {
     "content",
     "errors",
     "hints",
+    "https",
     "message",
     "nursery",
     "outcome",

@@ -1,4 +1,4 @@
-"""DANE: what TLSA records demand of a mail host (RFC 7672, RFC 7671 §9).
+"""DANE: what TLSA records demand of a mail host (RFC 7672 §2.2, RFC 7671 §9).
 
 `usable`, `base_domains`, `reference_names` and `judge` are the rules and know no I/O; `ask_dane`
 asks the DNS in their order.  Only what DNSSEC vouches for counts, and a lookup that fails is never

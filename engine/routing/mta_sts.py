@@ -1,4 +1,4 @@
-"""MTA-STS: what a domain's policy demands of its mail hosts (RFC 8461).  Knows no I/O.
+"""MTA-STS: what a domain's policy demands of its mail hosts (RFC 8461 §3).  Knows no I/O.
 
 `read_record` reads the TXT record that announces a policy, `read_policy` the policy, `judge` applies
 it to a host.  Not here: where policies come from (`engine.routing.sts_fetch`) and how long they are

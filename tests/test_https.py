@@ -240,6 +240,25 @@ async def test_cancelled_it_leaves_no_connection_open(serve):
     assert streams[0].socket.fileno() == -1
 
 
+async def test_cancelled_in_the_handshake_it_leaves_no_connection_open(nursery):
+    async def run(task_status):
+        async def keep_silent(stream):
+            await trio.sleep_forever()
+
+        await trio.serve_tcp(keep_silent, 0, host="127.0.0.1", task_status=task_status)
+
+    (listener,) = await nursery.start(run)
+    streams = []
+
+    async def dial(host, port):
+        streams.append(await trio.testing.open_stream_to_socket_listener(listener))
+        return streams[-1]
+
+    with pytest.raises(HttpsError, match=r"no answer within 0\.2 s"):
+        await HttpsClient(dial, timeout=0.2).get(URL, max_octets=9)
+    assert streams[0].socket.fileno() == -1
+
+
 def test_the_default_context_verifies():
     context = default_context()
 

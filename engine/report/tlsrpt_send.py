@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from datetime import date
     from random import Random
 
-    from engine.https import Dial
+    from engine.https import Dial, HttpsClient
     from engine.report.tlsrpt import DailyReport, TlsCounters
     from engine.report.tlsrpt_form import Reporter
     from engine.report.tlsrpt_store import TlsrptStore
@@ -222,18 +222,23 @@ class ReportSender:
 def post_by(dial: Dial, make_context: Callable[[], ssl.SSLContext] | None = None) -> Post:
     """Return a function that posts reports over HTTPS (RFC 8460 §5.4).
 
+    RFC 8460 §3 would allow to pass over bad certificates.  They are what keeps a receiver from having
+    us post to hosts inside our own network.
+
     Args:
         dial: Opens the connections.
         make_context: Makes the TLS context, in a thread; by default it trusts the certificates of
             the system.
     """
+    made: list[HttpsClient] = []
 
     async def post(url: str, octets: bytes) -> bool:
         from engine.https import HttpsClient, HttpsError, default_context
 
-        client = HttpsClient(dial, make_context=make_context or default_context)
+        if not made:
+            made.append(HttpsClient(dial, make_context=make_context or default_context))
         try:
-            reply = await client.post(url, octets, media_type=GZIP_TYPE)
+            reply = await made[0].post(url, octets, media_type=GZIP_TYPE)
         except HttpsError as error:
             _log.info("TLS report: %s", error)
             return False

@@ -23,6 +23,7 @@ signed.  `FakeDns` answers in memory; `serve_dns` serves the same over real UDP 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -201,10 +202,11 @@ def _read_record(rdtype: str, text: str) -> str:
 
 def _tlsa_text(text: str) -> str:
     """Return a TLSA record as three numbers and the data in hexadecimal digits."""
-    *numbers, data = text.split(maxsplit=3)
-    if len(numbers) != 3 or not all(n.isdecimal() and int(n) < 256 for n in numbers):
+    numbers, data = text.split()[:3], "".join(text.split()[3:])
+    is_good = len(numbers) == 3 and all(n.isdecimal() and int(n) < 256 for n in numbers)
+    if not is_good or not re.fullmatch(r"(?:[0-9A-Fa-f]{2})+", data):
         raise ValueError(f"{text!r}: allowed: three numbers and hexadecimal digits, '3 1 1 ab…'")
-    return f"{' '.join(numbers)} {bytes.fromhex(data).hex()}"
+    return f"{' '.join(numbers)} {data.lower()}"
 
 
 def _record(text: str, rdtype: RecordType) -> Record:

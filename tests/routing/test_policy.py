@@ -219,6 +219,15 @@ async def test_tls_required_no_passes_over_what_the_receiver_published_and_not_o
     assert world.sts.asked == []
 
 
+@pytest.mark.parametrize("domain", ["signed-dane.test", "signed-bad.test", "plain-bad.example"])
+async def test_where_dane_decides_mta_sts_is_not_asked(domain):
+    world = World(ENFORCE)
+
+    await world.demand(domain)
+
+    assert world.sts.asked == []
+
+
 class TestReports:
     @pytest.mark.parametrize(
         ("domain", "finding", "expected"),

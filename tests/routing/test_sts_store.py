@@ -314,6 +314,29 @@ class TestRenewal:
 
         assert world.fetches == 2
 
+    async def test_a_policy_renewed_without_a_record_is_still_the_one_that_was_announced(
+        self, autojump_clock, nursery
+    ):
+        world = World(ttl=60)
+        nursery.start_soon(world.store.run)
+        await world.find()
+        world.dns.change({})
+        await trio.sleep(DAY + 60)
+        world.dns.change(announce("1"))
+        await trio.sleep(61)
+
+        assert (await world.find()).failure is None
+        assert world.fetches == 2
+
+    async def test_what_is_lost_meanwhile_is_not_renewed(self, autojump_clock, nursery):
+        world = World()
+        nursery.start_soon(world.store.run)
+        await world.find()
+        world.hints.forget(HINT_KIND, "example.test")
+        await trio.sleep(2 * DAY)
+
+        assert world.fetches == 1
+
     async def test_what_nobody_asks_for_is_let_go(self, autojump_clock, nursery):
         world = World(result=StsPolicy("enforce", 20 * DAY, MX))
         nursery.start_soon(world.store.run)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine.smtp.address import parse_mailbox
 from engine.smtp.errors import AddressSyntaxError
+from engine.txt_fields import read_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,9 +26,8 @@ GZIP_TYPE: Final = "application/tlsrpt+gzip"
 #: Of how many places a receiver names a report goes to.
 MAX_PLACES: Final = 5
 
-# RFC 8460 §3.
-_RECORD: Final = re.compile(r"v=TLSRPTv1[ \t]*;(.*)", re.DOTALL)
-_FIELD: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,31})=([\x21-\x3a\x3c-\x7e \t]+)")
+# RFC 8460 §3: what a URI may hold, and the blanks around commas.
+_RECORD_VALUE: Final = re.compile(r"[\x21-\x3a\x3c-\x7e \t]+")
 _UNIQUE: Final = re.compile(r"[A-Za-z0-9]{1,32}")
 
 
@@ -181,15 +181,7 @@ def read_record(texts: Iterable[str]) -> tuple[str, ...]:
     Returns:
         The URIs; none where not exactly one valid record is there (RFC 8460 §3).
     """
-    records = [match[1] for match in map(_RECORD.fullmatch, texts) if match]
-    if len(records) != 1:
-        return ()
-    fields: dict[str, str] = {}
-    for part in re.sub(r";[ \t]*\Z", "", records[0]).split(";"):
-        match = _FIELD.fullmatch(part.strip(" \t"))
-        if match is None:
-            return ()
-        fields.setdefault(match[1], match[2])
+    fields = read_fields(texts, "v=TLSRPTv1", _RECORD_VALUE) or {}
     places = (place.strip(" \t") for place in fields.get("rua", "").split(","))
     known = [place for place in places if place.lower().startswith(("mailto:", "https://"))]
     return tuple(dict.fromkeys(known))[:MAX_PLACES]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
 
 from engine.routing.opinion import NOTHING, Opinion, forbidden
 from engine.security import ReportedPolicy, TlsDemand, TlsLevel
+from engine.txt_fields import read_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,10 +28,8 @@ MAX_POLICY_OCTETS: Final = 64 * 1024
 MAX_SECONDS: Final = 31_557_600
 _VERSION: Final = "STSv1"
 
-# RFC 8461 §3.1.  Behind the version anything up to the next semicolon, so that what is wrong makes
-# the record invalid instead of somebody else's.
-_RECORD: Final = re.compile(r"v=STSv1[ \t]*;(.*)", re.DOTALL)
-_RECORD_FIELD: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,31})=([\x21-\x3a\x3c\x3e-\x7e]+)")
+# RFC 8461 §3.1: no "=", ";", blanks or control characters.
+_RECORD_VALUE: Final = re.compile(r"[\x21-\x3a\x3c\x3e-\x7e]+")
 _ID: Final = re.compile(r"[A-Za-z0-9]{1,32}")
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 _MAX_AGE: Final = re.compile(r"[0-9]{1,10}")
@@ -88,17 +87,7 @@ def read_record(texts: Iterable[str]) -> str | None:
     Returns:
         The id; `None` where not exactly one valid record is there (RFC 8461 §3.1).
     """
-    records = [match[1] for match in map(_RECORD.fullmatch, texts) if match]
-    if len(records) != 1:
-        return None
-    fields: dict[str, str] = {}
-    # One semicolon may end the record.
-    for part in re.sub(r";[ \t]*\Z", "", records[0]).split(";"):
-        match = _RECORD_FIELD.fullmatch(part.strip(" \t"))
-        if match is None:
-            return None
-        # RFC 8461 §3.2: of a field that is repeated the first counts.
-        fields.setdefault(match[1], match[2])
+    fields = read_fields(texts, f"v={_VERSION}", _RECORD_VALUE) or {}
     identity = fields.get("id", "")
     return identity if _ID.fullmatch(identity) else None
 

@@ -410,9 +410,7 @@ print(json.dumps([mail["report_type"], mail["report"]]))
 def test_an_independent_reader_understands_the_mail():
     python = ORACLES / "bin" / "python"
     if not python.exists():
-        pytest.skip(
-            f"no parsedmarc: python -m venv {ORACLES} && {python} -m pip install parsedmarc"
-        )
+        pytest.skip("no .venv-oracles: make it, and install '.[oracles]' there")
 
     done = subprocess.run(
         [python, "-c", READ], input=TestMail.OCTETS, capture_output=True, check=False

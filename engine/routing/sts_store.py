@@ -215,30 +215,36 @@ class StsPolicies:
                     self._used.discard(domain)
                     await seats.acquire()
                     nursery.start_soon(self._refresh, domain, seats)
+                else:
+                    self._scheduled.discard(domain)
 
     async def _next_due(self) -> str:
         while True:
             at = self._due[0][0] if self._due else float("inf")
             if at <= trio.current_time():
-                _, domain = heapq.heappop(self._due)
-                self._scheduled.discard(domain)
-                return domain
+                return heapq.heappop(self._due)[1]
             self._changed = trio.Event()
             with trio.move_on_at(at):
                 await self._changed.wait()
 
     async def _refresh(self, domain: str, seats: trio.Semaphore) -> None:
+        """Renew a policy; until that is over it counts as scheduled."""
+        seconds = None
         try:
-            await self._refresh_now(domain)
+            seconds = await self._refresh_now(domain)
         except Exception:  # noqa: BLE001 - the bulkhead: the policy that is kept still holds
             _log.exception("MTA-STS policy of %s could not be renewed", domain)
         finally:
             seats.release()
+            self._scheduled.discard(domain)
+            if seconds is not None:
+                self._schedule(domain, seconds)
 
-    async def _refresh_now(self, domain: str) -> None:
+    async def _refresh_now(self, domain: str) -> float | None:
+        """Fetch a policy anew; return the seconds until the next time, `None` for no more."""
         kept = self._kept(domain)
         if kept is None:
-            return
+            return None
         # RFC 8461 §10.2: whatever became of the TXT record.
         answer = await self._resolver.txt(f"_mta-sts.{domain}")
         identity = read_record(answer.records) or kept.identity
@@ -246,9 +252,8 @@ class StsPolicies:
             (domain, identity), partial(self._fetch_now, domain, identity)
         )
         if isinstance(fetched, StsPolicy):
-            self._schedule(domain, _refresh_after(fetched))
-        else:
-            self._schedule(domain, min(_RETRY_SECONDS, kept.seconds_left(self._clock()) / 2))
+            return _refresh_after(fetched)
+        return min(_RETRY_SECONDS, kept.seconds_left(self._clock()) / 2)
 
     def _use(self, domain: str, kept: _Kept) -> None:
         """Remember that a policy is in use, and see to it that it is renewed."""

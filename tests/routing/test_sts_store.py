@@ -379,6 +379,20 @@ class TestRenewal:
         await trio.sleep(7200)
         assert (await world.find()).failure is None
 
+    async def test_a_slow_host_is_not_asked_more_often_because_mail_flows_meanwhile(
+        self, autojump_clock, nursery
+    ):
+        world = World(ttl=10)
+        nursery.start_soon(world.store.run)
+        await world.find()
+        world.fetcher.result, world.fetcher.delay = GONE, 60
+        await trio.sleep(DAY - 10)
+        for _ in range(360):
+            await world.find()
+            await trio.sleep(10)
+
+        assert world.fetches == 2
+
     async def test_nobody_is_alarmed_about_a_policy_that_is_none(
         self, autojump_clock, nursery, caplog
     ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -26,12 +26,18 @@ class Candidate:
             `port` setting.  `None` elsewhere.
         preference: Place among the route's MX preferences, from 0; lower is tried first
             (RFC 5321 §5.1).
+        canonical: The host's name behind CNAMEs; empty where `host` is an address.
+        is_secure: Whether DNSSEC vouches for the host's addresses and the CNAMEs on the way.  With
+            `canonical` it says where TLSA records may be (RFC 7672 §2.2.2); two places are the
+            same whatever these two say.
     """
 
     host: str
     address: str | None
     port: int | None = None
     preference: int = 0
+    canonical: str = field(default="", compare=False)
+    is_secure: bool = field(default=False, compare=False)
 
     @property
     def is_ipv6(self) -> bool:
@@ -77,6 +83,11 @@ class Route:
         is_static: Whether the order of `candidates` is the user's and must be kept.
         order: The site's hosts by preference: `mx1,mx2;backup`.  Domains of one site that rank its
             hosts differently may not stand in one queue.
+        is_secure: Whether it is certain that these hosts serve the domain: DNSSEC vouches for its
+            MX records, or no record stands between it and the host's name.
+        aliases: The domain and, where that is an alias, its name behind CNAMEs, if secure MX
+            records led from there to the hosts.  Certificates may have one of these names in place
+            of the host's (RFC 7672 §3.2.2).
     """
 
     site: str
@@ -85,6 +96,8 @@ class Route:
     seconds: float = 0.0
     is_static: bool = False
     order: str = ""
+    is_secure: bool = False
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,6 +235,27 @@ def _explain_one(kind: str, place: tuple[int | str, ...], facts: Mapping[str, ob
     return Problem(key, str(facts.get("found", "an unusable value")), str(facts.get("allowed")))
 
 
+def contradictions(settings: Settings) -> list[Problem]:
+    """Find settings of which each is fine and which cannot hold together.
+
+    To be asked of settings that hold for a host, with the rules for its path applied: nothing here
+    depends on what was set explicitly.
+    """
+    problems = []
+    if settings.tls == "off":
+        on = '"off", or tls on'
+        if settings.dane == "require":
+            problems.append(Problem("dane", '"require" with tls = "off"', f'"try", {on}'))
+        if settings.protocol == "smtps":
+            # RFC 8314 §3.3: this is TLS from the first octet.
+            allowed = '"smtp" or "lmtp", or tls on'
+            problems.append(Problem("protocol", '"smtps" with tls = "off"', allowed))
+    if settings.tls_private_key is not None and settings.tls_certificate is None:
+        found = "a key without tls_certificate"
+        problems.append(Problem("tls_private_key", found, "both, or neither"))
+    return problems
+
+
 # ---- what is not built yet ----------------------------------------------------------------------
 
 #: Settings whose feature is not built yet, and the values accepted meanwhile.  Their other values

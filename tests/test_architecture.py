@@ -25,6 +25,7 @@ VALUES = {
     "content",
     "errors",
     "hints",
+    "https",
     "message",
     "nursery",
     "outcome",
@@ -35,6 +36,7 @@ VALUES = {
     "setting_types",
     "settings",
     "showing",
+    "txt_fields",
     "units",
 }
 #: Room: the rooms it may import besides itself.  Changing the plan means changing this.

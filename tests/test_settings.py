@@ -6,7 +6,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from engine.settings import NOT_YET, Settings, check_available, explain
+from engine.settings import NOT_YET, Settings, check_available, contradictions, explain
 from engine.units import DURATION_ALLOWED
 
 #: Contract section by section; a change here is a breaking change.
@@ -283,3 +283,30 @@ def test_importing_the_settings_and_their_rules_brings_in_no_event_loop_and_no_t
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "problems"),
+    [
+        ({}, []),
+        ({"tls": "off"}, []),
+        ({"tls": "off", "dane": "try", "mta_sts": "on"}, []),
+        ({"tls": "opportunistic", "dane": "require"}, []),
+        (
+            {"tls": "off", "dane": "require"},
+            ['dane: found "require" with tls = "off"; allowed "try", "off", or tls on'],
+        ),
+        (
+            {"tls": "off", "protocol": "smtps"},
+            ['protocol: found "smtps" with tls = "off"; allowed "smtp" or "lmtp", or tls on'],
+        ),
+        (
+            {"tls_private_key": "key.pem"},
+            ["tls_private_key: found a key without tls_certificate; allowed both, or neither"],
+        ),
+        ({"tls_certificate": "both.pem"}, []),
+        ({"tls_certificate": "cert.pem", "tls_private_key": "key.pem"}, []),
+    ],
+)
+def test_settings_that_cannot_hold_together_are_named(values, problems):
+    assert [str(problem) for problem in contradictions(Settings.model_validate(values))] == problems

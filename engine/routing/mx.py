@@ -40,6 +40,8 @@ class Host:
         port: TCP port where the route fixes one.
         addresses: Its IP addresses, once they are known.
         failure: Why it has none, if so.
+        canonical: Its name behind CNAMEs.
+        is_secure: Whether DNSSEC vouches for its addresses and the CNAMEs on the way.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Host:
     port: int | None = None
     addresses: tuple[str, ...] = ()
     failure: HostFailure | None = None
+    canonical: str = ""
+    is_secure: bool = False
 
     @property
     def is_unix(self) -> bool:
@@ -77,6 +81,16 @@ def read_mx(domain: str, answer: Answer[MxRecord]) -> tuple[Host, ...] | Unrouta
             return (Host(domain),)
         case "ok":
             return _read_records(domain, answer.records)
+
+
+def aliases_of(domain: str, answer: Answer[MxRecord]) -> tuple[str, ...]:
+    """Return the names that stand for each of a domain's hosts, as in `Route`.
+
+    RFC 7672 §3.2.2: with insecure MX records there are none.
+    """
+    if answer.status != "ok" or not answer.authentic:
+        return ()
+    return tuple(dict.fromkeys((domain, answer.canonical or domain)))
 
 
 def _read_records(domain: str, records: Iterable[MxRecord]) -> tuple[Host, ...] | Unroutable:
@@ -110,7 +124,13 @@ def read_addresses(host: Host, answers: Sequence[Answer[str]]) -> Host:
     """
     found = tuple(dict.fromkeys(address for answer in answers for address in answer.records))
     if found:
-        return replace(host, addresses=found[:MAX_ADDRESSES])
+        told = [answer for answer in answers if answer.records]
+        return replace(
+            host,
+            addresses=found[:MAX_ADDRESSES],
+            canonical=told[0].canonical,
+            is_secure=all(answer.authentic for answer in told),
+        )
     trouble = [answer.text for answer in answers if answer.status == "failed"]
     if trouble:
         text = f"address lookup of {host.name} failed: {trouble[0]}"
@@ -158,11 +178,23 @@ def is_local(address: str, local_addresses: frozenset[str]) -> bool:
     return ip.is_loopback or ip.is_unspecified or str(ip) in local_addresses
 
 
-def build_route(hosts: Iterable[Host], *, is_static: bool = False) -> Route:
+def build_route(
+    hosts: Iterable[Host],
+    *,
+    is_static: bool = False,
+    is_secure: bool = False,
+    aliases: tuple[str, ...] = (),
+) -> Route:
     """Return the route over hosts in order; an address met again is left out.
 
     Preferences are numbered from 0: that one domain says 10 and 20 where another says 5 and 50 of
     the same hosts means the same, and their mail shares connections.
+
+    Args:
+        hosts: The hosts.
+        is_static: As in `Route`; so are the next two.
+        is_secure: Whether it is certain that these hosts serve the domain.
+        aliases: Names that stand for each of them.
     """
     hosts = tuple(hosts)
     ranks = {
@@ -172,7 +204,14 @@ def build_route(hosts: Iterable[Host], *, is_static: bool = False) -> Route:
     candidates: dict[tuple[str, int | None], Candidate] = {}
     for host in hosts:
         for address in (None,) if host.is_unix else host.addresses:
-            candidate = Candidate(host.name, address, host.port, ranks[host.preference])
+            candidate = Candidate(
+                host.name,
+                address,
+                host.port,
+                ranks[host.preference],
+                host.canonical,
+                host.is_secure,
+            )
             candidates.setdefault((address or host.name, host.port), candidate)
     return Route(
         site=site_name((host.name, host.port) for host in hosts),
@@ -183,6 +222,8 @@ def build_route(hosts: Iterable[Host], *, is_static: bool = False) -> Route:
             if host.failure is not None
         ),
         is_static=is_static,
+        is_secure=is_secure,
+        aliases=aliases,
         order=";".join(
             site_name((host.name, host.port) for host in hosts if host.preference == preference)
             for preference in ranks

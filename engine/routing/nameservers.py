@@ -12,6 +12,7 @@ from engine.routing.site import host_text
 from engine.routing.table import parse_host
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 _DNS_PORT: Final = 53
@@ -62,3 +63,24 @@ def system_servers(resolv_conf: Path) -> tuple[NameServer, ...]:
     except OSError:
         # resolv.conf(5): without the file the name server is on this host.
         return read_resolv_conf("")
+
+
+def trust_in(trusted: Iterable[str] | None) -> Callable[[str], bool]:
+    """Return whether an address is that of a name server to be trusted with DNSSEC.
+
+    Args:
+        trusted: Their IP addresses, whatever the port; `None`: all loopback addresses.
+
+    Raises:
+        ValueError: One is no IP address; the text says what is allowed.
+    """
+    if trusted is None:
+        return lambda address: ip_address(address).is_loopback
+    addresses = frozenset(map(_trusted_address, trusted))
+    return lambda address: address in addresses
+
+
+def _trusted_address(text: str) -> str:
+    if not is_address(text):
+        raise ValueError(f"trusted name server {text[:300]!r}: allowed: an IP address")
+    return str(ip_address(text))

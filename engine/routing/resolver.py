@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
+from engine.security import Tlsa
+
 RecordType: TypeAlias = Literal["MX", "A", "AAAA", "TLSA", "TXT", "CNAME"]
 AnswerStatus: TypeAlias = Literal["ok", "no-data", "no-such-name", "failed"]
 Family: TypeAlias = Literal["ipv4", "ipv6"]
@@ -31,9 +33,9 @@ class MxRecord:
     exchange: str
 
 
-#: MX records are values; records of other types are text: an IP address, a name, the joined
-#: strings of a TXT record, a TLSA record in presentation form (RFC 6698 §2.2).
-Record: TypeAlias = MxRecord | str
+#: MX and TLSA records are values; records of other types are text: an IP address, a name, the
+#: joined strings of a TXT record.
+Record: TypeAlias = MxRecord | Tlsa | str
 _R_co = TypeVar("_R_co", bound=Record, covariant=True)
 
 
@@ -47,8 +49,9 @@ class Answer(Generic[_R_co]):
             asking again may help.
         records: The records; empty unless the status is `ok`.
         ttl: Seconds for which the answer holds.
-        authentic: Whether the name server says that it validated the answer with DNSSEC (the AD
-            bit, RFC 4035 §3.2.3).
+        authentic: Whether a trusted name server says that it validated the answer with DNSSEC, every
+            CNAME on the way included (the AD bit, RFC 4035 §3.2.3).  That there are no records
+            can be authentic too.  What fails to validate is `failed`, never merely not authentic.
         canonical: The name after CNAMEs, lower-case without a final dot.
         text: One line for a person; where the lookup failed, which server did what.
     """
@@ -85,3 +88,15 @@ class Resolver(Protocol):
     async def addresses(self, host: str, family: Family) -> Answer[str]:
         """Return a host's IP addresses of one family as text."""
         return cast("Answer[str]", await self.query(host, _ADDRESS_TYPES[family]))
+
+    async def tlsa(self, name: str) -> Answer[Tlsa]:
+        """Return the TLSA records of a service, such as `_25._tcp.mx.example.net`."""
+        return cast("Answer[Tlsa]", await self.query(name, "TLSA"))
+
+    async def txt(self, name: str) -> Answer[str]:
+        """Return the TXT records of a name, the strings of each joined without spaces."""
+        return cast("Answer[str]", await self.query(name, "TXT"))
+
+    async def cname(self, name: str) -> Answer[str]:
+        """Return where a name is an alias to; its own CNAME record alone, not the chain."""
+        return cast("Answer[str]", await self.query(name, "CNAME"))

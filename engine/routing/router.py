@@ -20,7 +20,14 @@ from engine.route import Route, Unroutable
 from engine.routing.cache import TtlCache
 from engine.routing.families import families, family_of, is_address
 from engine.routing.flight import SingleFlight
-from engine.routing.mx import Host, build_route, cut_at_ourselves, read_addresses, read_mx
+from engine.routing.mx import (
+    Host,
+    aliases_of,
+    build_route,
+    cut_at_ourselves,
+    read_addresses,
+    read_mx,
+)
 from engine.routing.table import RouteTable
 from engine.routing.unroutable import (
     no_such_domain,
@@ -149,7 +156,7 @@ class Router:
             [_static_host(host, position, allowed) for position, host in enumerate(static)],
             allowed,
         )
-        route = build_route(hosts, is_static=True)
+        route = build_route(hosts, is_static=True, is_secure=True)
         if route.candidates:
             return route, seconds
         return no_usable_static_host(domain, route.failures), seconds
@@ -162,10 +169,16 @@ class Router:
         hosts, seconds = await self._look_up(named, allowed)
         kept = cut_at_ourselves(hosts, self._own_names, self._local_addresses)
         seconds = min(seconds, answer.ttl)
-        route = build_route(kept)
+        is_implicit = answer.status == "no-data"
+        route = build_route(
+            kept,
+            # Without MX records the domain is its own host, and no forged record can name another.
+            is_secure=is_implicit or answer.authentic,
+            aliases=aliases_of(domain, answer),
+        )
         if route.candidates:
             return route, seconds
-        was_cut, is_implicit = len(kept) < len(hosts), answer.status == "no-data"
+        was_cut = len(kept) < len(hosts)
         return no_usable_host(
             domain, route.failures, was_cut=was_cut, is_implicit=is_implicit
         ), seconds
@@ -213,4 +226,4 @@ def _by_literal(domain: str, allowed: Sequence[Family]) -> _Verdict:
         return no_such_domain(f"{domain} is no address literal of IPv4 or IPv6")
     if family_of(address) not in allowed:
         return ruled_out(f"address_family rules out {domain}")
-    return build_route([Host(address, addresses=(address,))])
+    return build_route([Host(address, addresses=(address,))], is_secure=True)

@@ -2,8 +2,8 @@
 
 The one module of this room that imports dnspython; import it where it is used, `--help` should
 not wait for it.  Retries, time limits and CNAME chains are here, memory is in
-`engine.routing.cache`.  DNSSEC is the name server's work: its AD bit is passed on.  Of the hosts
-file only `localhost` is known (RFC 6761 §6.3).
+`engine.routing.cache`.  DNSSEC is the name server's work: a trusted one's AD bit is passed on.  Of
+the hosts file only `localhost` is known (RFC 6761 §6.3).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 import dns.asyncbackend
 import dns.asyncquery
+import dns.edns
 import dns.exception
 import dns.flags
 import dns.inet
@@ -24,13 +25,15 @@ import dns.rdatatype
 import trio
 from dns.rdtypes.ANY.CNAME import CNAME
 from dns.rdtypes.ANY.MX import MX
+from dns.rdtypes.ANY.TLSA import TLSA
 from dns.rdtypes.ANY.TXT import TXT
 
-from engine.routing.nameservers import NameServer, parse_server, system_servers
+from engine.routing.nameservers import NameServer, parse_server, system_servers, trust_in
 from engine.routing.resolver import Answer, MxRecord, Record, RecordType, Resolver
+from engine.security import Tlsa
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from dns.rdata import Rdata
 
@@ -63,9 +66,16 @@ _TROUBLE: Final = (
 class DnsResolver(Resolver):
     """A stub resolver: asks name servers that do the work.
 
+    Only the AD bit of a trusted name server is believed (RFC 4035 §4.9.3): it validates, and nobody
+    can forge answers on the way from it.  Where there is one, the others are not asked at all: who
+    is in the way of a lookup could make the trusted one fail, and let another one answer
+    "insecure" for what is signed.
+
     Args:
         servers: Name servers as `ADDRESS[:PORT]`, asked in this order; those of the resolv.conf
             when none are given.
+        trusted: IP addresses of name servers which validate with DNSSEC, and to which the way is
+            secure.  `None`: the loopback ones.  Empty: none, so nothing is authentic.
         timeout: Seconds one lookup may take, its retries and CNAMEs included.
         at_once: How many lookups may be in flight; more wait, and their time has not begun.
         resolv_conf: Where the name servers of this host are written; read once.
@@ -78,13 +88,15 @@ class DnsResolver(Resolver):
         self,
         servers: Sequence[str] = (),
         *,
+        trusted: Iterable[str] | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         at_once: int = DEFAULT_AT_ONCE,
         resolv_conf: str = "/etc/resolv.conf",
     ) -> None:
         if not (timeout > 0 and math.isfinite(timeout)):
             raise ValueError(f"timeout is {timeout!r}; allowed: seconds above 0")
-        self._servers = tuple(map(parse_server, servers))
+        self._is_trusted = trust_in(trusted)
+        self._servers = self._worth_asking(map(parse_server, servers))
         self._timeout = timeout
         self._resolv_conf = Path(resolv_conf)
         self._reading = trio.Lock()
@@ -101,7 +113,9 @@ class DnsResolver(Resolver):
             await trio.lowlevel.checkpoint()
             return local
         async with self._seats:
-            lookup = _Lookup(await self._name_servers(), self._timeout / _ROUNDS)
+            servers = await self._name_servers()
+            is_trusted = self._is_trusted(servers[0].address)
+            lookup = _Lookup(servers, self._timeout / _ROUNDS, is_trusted=is_trusted)
             with trio.move_on_after(self._timeout):
                 return await lookup.run(question, rdtype)
         return lookup.failure(f"no answer within {self._timeout:g} s")
@@ -109,8 +123,14 @@ class DnsResolver(Resolver):
     async def _name_servers(self) -> tuple[NameServer, ...]:
         async with self._reading:
             if not self._servers:
-                self._servers = await trio.to_thread.run_sync(system_servers, self._resolv_conf)
+                found = await trio.to_thread.run_sync(system_servers, self._resolv_conf)
+                self._servers = self._worth_asking(found)
             return self._servers
+
+    def _worth_asking(self, servers: Iterable[NameServer]) -> tuple[NameServer, ...]:
+        """Return the trusted ones; all of them where none is."""
+        servers = tuple(servers)
+        return tuple(server for server in servers if self._is_trusted(server.address)) or servers
 
 
 def _localhost(question: dns.name.Name, rdtype: RecordType) -> Answer[Record] | None:
@@ -127,9 +147,12 @@ def _localhost(question: dns.name.Name, rdtype: RecordType) -> Answer[Record] | 
 class _Lookup:
     """One question on its way through the name servers."""
 
-    def __init__(self, servers: tuple[NameServer, ...], try_timeout: float) -> None:
+    def __init__(
+        self, servers: tuple[NameServer, ...], try_timeout: float, *, is_trusted: bool
+    ) -> None:
         self._servers = servers
         self._try_timeout = try_timeout
+        self._is_trusted = is_trusted
         self._troubles: dict[NameServer, str] = {}  # the last of each
         self._useless: set[NameServer] = set()  # they answered, and asking again will not help
 
@@ -141,7 +164,7 @@ class _Lookup:
 
     async def run(self, name: dns.name.Name, rdtype: RecordType) -> Answer[Record]:
         """Ask, and ask again where a CNAME chain leads out of the answer."""
-        ttl, authentic, cnames = math.inf, True, 0
+        ttl, authentic, cnames = math.inf, self._is_trusted, 0
         while True:
             asked = await self._ask(name, rdtype)
             if asked is None:
@@ -164,7 +187,7 @@ class _Lookup:
                 continue
             with trio.move_on_after(self._try_timeout) as scope:
                 try:
-                    response = await _exchange(server, name, rdtype)
+                    response = await _exchange(server, name, rdtype, want_dnssec=self._is_trusted)
                     return response, response.resolve_chaining()
                 except _TROUBLE as error:
                     self._troubles[server] = _describe(error)
@@ -175,10 +198,17 @@ class _Lookup:
 
 
 async def _exchange(
-    server: NameServer, name: dns.name.Name, rdtype: RecordType
+    server: NameServer, name: dns.name.Name, rdtype: RecordType, *, want_dnssec: bool
 ) -> dns.message.QueryMessage:
+    # RFC 6840 §5.7: AD in a query asks for AD in the response.  DO does too, with name servers that
+    # are older than that; the signatures it brings along are not looked at.
     query = dns.message.make_query(
-        name, rdtype, use_edns=0, payload=_UDP_OCTETS, flags=dns.flags.RD | dns.flags.AD
+        name,
+        rdtype,
+        use_edns=0,
+        want_dnssec=want_dnssec,
+        payload=_UDP_OCTETS,
+        flags=dns.flags.RD | (dns.flags.AD if want_dnssec else 0),
     )
     where = (server.address, server.port)
     family = dns.inet.af_for_address(server.address)
@@ -196,11 +226,20 @@ async def _exchange(
             ignore_errors=True,
         )
     if response.rcode() not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
-        raise _UnusableResponseError(f"answered {dns.rcode.to_text(response.rcode())}")
+        raise _UnusableResponseError(f"answered {_rcode_text(response)}")
     # Neither its own zone nor recursion: a referral, which would read as "no such records".
     if not response.flags & (dns.flags.RA | dns.flags.AA):
         raise _UnusableResponseError("does not look up names for us (no recursion)")
     return cast("dns.message.QueryMessage", response)  # it has an opcode of QUERY, like the query
+
+
+def _rcode_text(response: dns.message.Message) -> str:
+    """Return the name of an error, and what the name server says about it (RFC 8914 §4)."""
+    text = dns.rcode.to_text(response.rcode())
+    for option in response.options:
+        if isinstance(option, dns.edns.EDEOption):
+            return f"{text} (EDE {int(option.code)})"
+    return text
 
 
 def _describe(error: Exception) -> str:
@@ -245,6 +284,8 @@ def _record(rdata: Rdata) -> Record:
             return b"".join(rdata.strings).decode("utf-8", "backslashreplace")
         case CNAME():
             return _name_text(rdata.target)
+        case TLSA():
+            return Tlsa(rdata.usage, rdata.selector, rdata.mtype, rdata.cert)
         case _:
             return rdata.to_text()
 

@@ -6,22 +6,28 @@
             "mx1.example.test": {"A": ["127.0.0.1"], "AAAA": ["::1"]},
             "www.example.test": {"CNAME": ["example.test"]},
             "closed.test": {"MX": ["0 ."]},
+            "_25._tcp.mx1.example.test": {"TLSA": ["3 1 1 " + "ab" * 32]},
+            "_mta-sts.example.test": {"TXT": ["v=STSv1; id=1"]},
             "broken.test": {"MX": "SERVFAIL"},
             "slow.test": {"MX": "TIMEOUT"},
-        }
+            "forged.test": {"MX": "BOGUS"},
+        },
+        authentic=["example.test"],
     )
 
 A name that is not in it does not exist; a name that is has no records but those written.  In place
-of a list of records there may be a fault: `SERVFAIL`, `REFUSED`, or `TIMEOUT` (no answer).
-`FakeDns` answers in memory; `serve_dns` serves the same over real UDP and TCP on loopback.
+of a list of records there may be a fault: `SERVFAIL`, `REFUSED`, `TIMEOUT` (no answer), or `BOGUS`
+(the signatures are wrong, which name servers tell as SERVFAIL).  Zones named in `authentic` are
+signed.  `FakeDns` answers in memory; `serve_dns` serves the same over real UDP and TCP on loopback.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
@@ -30,11 +36,12 @@ import trio
 
 from engine.routing.resolver import Answer, AnswerStatus, MxRecord, Record, RecordType, Resolver
 from engine.routing.site import host_text
+from engine.security import Tlsa
 
 if TYPE_CHECKING:
     import dns.message
 
-Fault: TypeAlias = Literal["SERVFAIL", "REFUSED", "TIMEOUT"]
+Fault: TypeAlias = Literal["SERVFAIL", "REFUSED", "TIMEOUT", "BOGUS"]
 #: Name -> record type -> records in the form of a zone file, or a fault.
 Zone: TypeAlias = Mapping[str, Mapping[str, Sequence[str] | str]]
 
@@ -50,12 +57,14 @@ class Found:
         records: The records as they were written.
         cnames: The targets of the CNAMEs on the way, the last of which owns the records.
         fault: What the name server does instead of answering.
+        authentic: Whether DNSSEC vouches for all of it.
     """
 
     status: AnswerStatus
     records: tuple[str, ...] = ()
     cnames: tuple[str, ...] = ()
     fault: Fault | None = None
+    authentic: bool = False
 
 
 class FakeDns(Resolver):
@@ -66,7 +75,8 @@ class FakeDns(Resolver):
         ttl: Seconds every answer holds, negative ones too.
         delay: Seconds before every answer.
         timeout: Seconds after which a `TIMEOUT` is reported as a lookup that failed.
-        authentic: Whether answers count as validated by DNSSEC.
+        authentic: Whether answers count as validated by DNSSEC; or the names of the zones whose
+            answers do, everything below them included.  A chain of CNAMEs does if each link does.
 
     Attributes:
         asked: How often each question came: `dns.asked["example.test", "MX"]`.
@@ -82,7 +92,7 @@ class FakeDns(Resolver):
         ttl: float = 300.0,
         delay: float = 0.0,
         timeout: float = 5.0,
-        authentic: bool = False,
+        authentic: bool | Collection[str] = False,
     ) -> None:
         self.asked: Counter[tuple[str, RecordType]] = Counter()
         self.ttl = ttl
@@ -105,7 +115,7 @@ class FakeDns(Resolver):
             found.status,
             tuple(_record(text, rdtype) for text in found.records),
             self.ttl,
-            self.authentic,
+            found.authentic,
             (found.cnames or (_name(name),))[-1],
         )
 
@@ -113,6 +123,15 @@ class FakeDns(Resolver):
         """Count a question and return what the zone holds, CNAMEs followed."""
         name = _name(name)
         self.asked[name, rdtype] += 1
+        found = self._follow(name, rdtype)
+        return replace(found, authentic=all(map(self._is_signed, (name, *found.cnames))))
+
+    def _is_signed(self, name: str) -> bool:
+        if isinstance(self.authentic, bool):
+            return self.authentic
+        return any(f".{name}".endswith(f".{_name(zone)}") for zone in self.authentic)
+
+    def _follow(self, name: str, rdtype: RecordType) -> Found:
         cnames: list[str] = []
         while (types := self._names.get(name)) is not None:
             held = types.get(rdtype)
@@ -175,15 +194,31 @@ def _read_record(rdtype: str, text: str) -> str:
             if not preference.isdecimal() or not exchange or " " in exchange:
                 raise ValueError(f"{text!r}: allowed: a preference and a host, '10 mx.test'")
             return f"{int(preference)} {_name(exchange)}"
+        case "TLSA":
+            return _tlsa_text(text)
         case _:
             return text
 
 
+def _tlsa_text(text: str) -> str:
+    """Return a TLSA record as three numbers and the data in hexadecimal digits."""
+    numbers, data = text.split()[:3], "".join(text.split()[3:])
+    is_good = len(numbers) == 3 and all(n.isdecimal() and int(n) < 256 for n in numbers)
+    if not is_good or not re.fullmatch(r"(?:[0-9A-Fa-f]{2})+", data):
+        raise ValueError(f"{text!r}: allowed: three numbers and hexadecimal digits, '3 1 1 ab…'")
+    return f"{' '.join(numbers)} {data.lower()}"
+
+
 def _record(text: str, rdtype: RecordType) -> Record:
-    if rdtype != "MX":
-        return text
-    preference, _, exchange = text.partition(" ")
-    return MxRecord(int(preference), exchange)
+    match rdtype:
+        case "MX":
+            preference, _, exchange = text.partition(" ")
+            return MxRecord(int(preference), exchange)
+        case "TLSA":
+            usage, selector, matching, data = text.split()
+            return Tlsa(int(usage), int(selector), int(matching), bytes.fromhex(data))
+        case _:
+            return text
 
 
 async def serve_dns(
@@ -265,6 +300,7 @@ async def _receive_exactly(stream: trio.SocketStream, count: int) -> bytes | Non
 
 async def _answer(fake: FakeDns, wire: bytes, *, chase: bool) -> dns.message.Message | None:
     # The server alone needs dnspython; a FakeDns does without.
+    import dns.edns
     import dns.flags
     import dns.message
     import dns.rcode
@@ -278,11 +314,16 @@ async def _answer(fake: FakeDns, wire: bytes, *, chase: bool) -> dns.message.Mes
         return None
     await trio.sleep(fake.delay)
     response = dns.message.make_response(query, recursion_available=True)
-    if fake.authentic:
-        response.flags |= dns.flags.AD
+    if found.fault == "BOGUS":
+        # RFC 8914 §4.7: SERVFAIL, and the reason beside it.
+        response.use_edns(0, options=[dns.edns.EDEOption(dns.edns.EDECode.DNSSEC_BOGUS)])
+        response.set_rcode(dns.rcode.SERVFAIL)
+        return response
     if found.fault is not None:
         response.set_rcode(dns.rcode.from_text(found.fault))
         return response
+    if found.authentic:
+        response.flags |= dns.flags.AD
     _fill(response, found, int(fake.ttl), chase=chase)
     return response
 

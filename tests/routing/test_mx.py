@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from engine.route import Candidate, HostFailure, Route, Unroutable
 from engine.routing.mx import (
     Host,
+    aliases_of,
     build_route,
     cut_at_ourselves,
     is_local,
@@ -247,6 +249,56 @@ class TestBuildRoute:
             Candidate("unix:/run/b", None, None, 0),
             Candidate("unix:/run/a", None, None, 1),
         )
+
+    def test_what_dnssec_vouches_for_is_told_and_is_no_part_of_the_place(self):
+        host = Host("a.test", 10, None, ("192.0.2.1",), None, "b.test", True)
+
+        route = build_route([host], is_secure=True, aliases=("example.test",))
+
+        (candidate,) = route.candidates
+        assert (candidate.canonical, candidate.is_secure) == ("b.test", True)
+        assert candidate == Candidate("a.test", "192.0.2.1")
+        assert (route.is_secure, route.aliases) == (True, ("example.test",))
+
+
+class TestSecurity:
+    """What is kept of DNSSEC's verdicts (RFC 7672 §2.2.1 and §2.2.2)."""
+
+    V4 = Answer("ok", ("192.0.2.1",), 60, True, "b.test")
+    V6 = Answer("ok", ("2001:db8::1",), 60, True, "b.test")
+    NONE = Answer("no-data", (), 60, False, "b.test")
+    FAILED = Answer("failed", text="no answer")
+
+    @pytest.mark.parametrize(
+        ("answers", "is_secure"),
+        [
+            ([V6, V4], True),
+            ([V6, replace(V4, authentic=False)], False),
+            ([NONE, V4], True),
+            ([FAILED, V4], True),
+            ([V6, NONE], True),
+        ],
+    )
+    def test_addresses_are_secure_when_all_that_were_found_are(self, answers, is_secure):
+        host = read_addresses(Host("a.test"), answers)
+
+        assert (host.is_secure, host.canonical) == (is_secure, "b.test")
+
+    def test_a_host_without_addresses_is_not_secure(self):
+        assert not read_addresses(Host("a.test"), [self.NONE, self.FAILED]).is_secure
+
+    @pytest.mark.parametrize(
+        ("answer", "aliases"),
+        [
+            (Answer("ok", (MxRecord(0, "a.test"),), 1, True, "a.test"), ("a.test",)),
+            (Answer("ok", (MxRecord(0, "a.test"),), 1, True, "c.test"), ("a.test", "c.test")),
+            (Answer("ok", (MxRecord(0, "a.test"),), 1, True), ("a.test",)),
+            (Answer("ok", (MxRecord(0, "a.test"),), 1, False, "c.test"), ()),
+            (Answer("no-data", (), 1, True, "c.test"), ()),
+        ],
+    )
+    def test_the_domain_stands_for_its_hosts_where_secure_records_name_them(self, answer, aliases):
+        assert aliases_of("a.test", answer) == aliases
 
 
 def route_of(*hosts, is_static=False):

@@ -7,6 +7,7 @@ from engine.routing.nameservers import (
     parse_server,
     read_resolv_conf,
     system_servers,
+    trust_in,
 )
 
 
@@ -64,3 +65,18 @@ def test_the_system_servers_are_those_of_the_file(tmp_path):
 
 def test_without_the_file_the_server_is_on_this_host(tmp_path):
     assert system_servers(tmp_path / "resolv.conf") == (NameServer("127.0.0.1"),)
+
+
+@pytest.mark.parametrize(
+    ("trusted", "yes", "no"),
+    [
+        (None, ["127.0.0.1", "127.0.0.53", "::1"], ["192.0.2.53", "2001:db8::53"]),
+        (["192.0.2.53", "2001:DB8:0::53"], ["192.0.2.53", "2001:db8::53"], ["127.0.0.1"]),
+        ([], [], ["127.0.0.1", "::1"]),
+    ],
+)
+def test_loopback_servers_are_trusted_unless_others_are_named(trusted, yes, no):
+    is_trusted = trust_in(trusted)
+
+    assert all(map(is_trusted, yes))
+    assert not any(map(is_trusted, no))

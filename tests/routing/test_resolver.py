@@ -27,3 +27,17 @@ async def test_a_resolver_with_a_query_alone_answers_mx_and_addresses():
         ("mx.example.test", "A"),
         ("mx.example.test", "AAAA"),
     ]
+
+
+async def test_the_other_questions_are_queries_too():
+    resolver = Recorder()
+
+    await resolver.tlsa("_25._tcp.mx.example.test")
+    await resolver.txt("_mta-sts.example.test")
+    await resolver.cname("mx.example.test")
+
+    assert resolver.asked == [
+        ("_25._tcp.mx.example.test", "TLSA"),
+        ("_mta-sts.example.test", "TXT"),
+        ("mx.example.test", "CNAME"),
+    ]

@@ -187,6 +187,42 @@ async def test_a_name_server_that_does_not_answer_defers_the_domain(autojump_clo
     assert ("slow.test", "A") not in dns.asked
 
 
+@pytest.mark.parametrize(
+    ("domain", "authentic", "is_secure", "aliases"),
+    [
+        ("example.test", ["example.test"], True, ("example.test",)),
+        ("example.test", [], False, ()),
+        ("alias.test", ["alias.test", "example.test"], True, ("alias.test", "example.test")),
+        ("alias.test", ["example.test"], False, ()),
+        ("implicit.test", ["implicit.test"], True, ()),
+        ("implicit.test", [], True, ()),
+        ("[192.0.2.1]", [], True, ()),
+    ],
+)
+async def test_a_route_says_whether_its_hosts_are_certain(domain, authentic, is_secure, aliases):
+    route = await Router(FakeDns(ZONE, authentic=authentic)).route(domain)
+
+    assert (route.is_secure, route.aliases) == (is_secure, aliases)
+
+
+@pytest.mark.parametrize(
+    ("authentic", "is_secure"),
+    [
+        (["cname-mx.test", "cname-host.test", "example.test"], True),
+        (["cname-mx.test", "cname-host.test"], False),
+        (["cname-mx.test", "example.test"], False),
+    ],
+)
+async def test_a_candidate_says_what_its_host_is_called_and_whether_that_is_certain(
+    authentic, is_secure
+):
+    route = await Router(FakeDns(ZONE, authentic=authentic)).route("cname-mx.test")
+
+    assert {(c.host, c.canonical, c.is_secure) for c in route.candidates} == {
+        ("cname-host.test", "mx1.example.test", is_secure)
+    }
+
+
 async def test_hosts_without_addresses_are_reported_beside_the_others():
     router, _ = make_router()
 
@@ -294,6 +330,7 @@ class TestStaticRoutes:
                 Candidate("2001:db8::9", "2001:db8::9", 26, 2),
             ),
             is_static=True,
+            is_secure=True,
             order="192.0.2.9:2525;smart.test;[2001:db8::9]:26",
         )
         assert set(dns.asked) == {("smart.test", "A"), ("smart.test", "AAAA")}
@@ -313,6 +350,7 @@ class TestStaticRoutes:
             candidates=(Candidate("unix:/run/Lmtp", None),),
             is_static=True,
             order="unix:/run/Lmtp",
+            is_secure=True,
         )
         assert not dns.asked
 

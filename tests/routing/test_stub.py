@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dns.flags
 import dns.message
 import dns.rrset
 import pytest
@@ -8,6 +9,7 @@ import trio
 from engine.routing.nameservers import parse_server
 from engine.routing.resolver import MxRecord
 from engine.routing.stub import DnsResolver
+from engine.security import Tlsa
 from engine.testing.dns import FakeDns, _listen, serve_dns
 
 ZONE = {
@@ -62,7 +64,7 @@ async def test_mx_records_are_read(serve):
         ("mx1.example.test", "AAAA", ("2001:db8::1",)),
         ("alias.test", "CNAME", ("second.test",)),
         ("closed.test", "MX", (MxRecord(0, "."),)),
-        ("_25._tcp.mx1.example.test", "TLSA", ("3 1 1 " + "ab" * 32,)),
+        ("_25._tcp.mx1.example.test", "TLSA", (Tlsa(3, 1, 1, b"\xab" * 32),)),
     ],
 )
 async def test_records_of_each_type(name, rdtype, records, serve):
@@ -133,6 +135,98 @@ async def test_the_ad_bit_is_passed_on(serve):
 
     assert (await resolver.mx("example.test")).authentic
     assert (await resolver.mx("nowhere.test")).authentic
+
+
+@pytest.mark.parametrize(
+    ("trusted", "authentic"),
+    [(None, True), (["127.0.0.1"], True), (["192.0.2.53", "::1"], False), ([], False)],
+)
+async def test_only_a_trusted_server_is_believed_that_an_answer_is_authentic(
+    trusted, authentic, serve
+):
+    address = await serve(FakeDns(ZONE, authentic=True))
+    resolver = DnsResolver([address], trusted=trusted)
+
+    assert (await resolver.mx("example.test")).authentic is authentic
+
+
+async def test_authenticity_is_that_of_the_whole_chain(serve):
+    zone = {
+        "in.test": {"CNAME": ["out.example"], "A": []},
+        "out.example": {"CNAME": ["end.test"]},
+        "end.test": {"A": ["192.0.2.1"]},
+    }
+    for chase in (True, False):
+        address = await serve(FakeDns(zone, authentic=["test"]), chase=chase)
+        resolver = DnsResolver([address])
+
+        assert not (await resolver.query("in.test", "A")).authentic
+        assert (await resolver.query("end.test", "A")).authentic
+
+
+async def test_a_cname_alone_is_authentic_whatever_it_leads_to(serve):
+    zone = {"in.test": {"CNAME": ["out.example"]}, "out.example": {"A": ["192.0.2.1"]}}
+    resolver = DnsResolver([await serve(FakeDns(zone, authentic=["test"]))])
+
+    assert not (await resolver.query("in.test", "A")).authentic
+    answer = await resolver.cname("in.test")
+    assert (answer.records, answer.authentic) == (("out.example",), True)
+
+
+@pytest.mark.parametrize(("trusted", "is_asked"), [(None, True), ([], False)])
+async def test_signatures_are_asked_for_only_where_their_verdict_is_believed(
+    trusted, is_asked, nursery
+):
+    queries = []
+
+    async def respond(query):
+        queries.append(query)
+        return [answer_to(query).to_wire()]
+
+    address = await nursery.start(serve_datagrams, respond)
+
+    await DnsResolver([address], trusted=trusted).mx("example.test")
+
+    (query,) = queries
+    assert bool(query.flags & dns.flags.AD) is is_asked
+    assert bool(query.ednsflags & dns.flags.DO) is is_asked
+    assert (query.edns, query.payload) == (0, 1232)
+
+
+async def test_a_bogus_answer_is_a_failure_and_no_other_server_is_asked_behind_it(serve):
+    """Who can break a lookup of the trusted server must not get another one to say "unsigned"."""
+    trusted = await serve({"forged.test": {"MX": "BOGUS"}})
+    other = FakeDns({"forged.test": {"MX": ["10 evil.test"]}})
+    untrusted = await serve(other, host="127.0.0.2")
+    resolver = DnsResolver([untrusted, trusted], trusted=["127.0.0.1"])
+
+    answer = await resolver.mx("forged.test")
+
+    assert (answer.status, answer.authentic) == ("failed", False)
+    assert answer.text == f"{trusted} answered SERVFAIL (EDE 6)"
+    assert not other.asked
+
+
+async def test_two_trusted_servers_stand_in_for_each_other(serve):
+    first = await serve({"example.test": {"MX": "SERVFAIL"}})
+    second = FakeDns(ZONE, authentic=True)
+    resolver = DnsResolver([first, await serve(second)])
+
+    assert (await resolver.mx("example.test")).authentic
+
+
+async def test_the_servers_of_the_system_are_sorted_by_trust_too(serve, tmp_path):
+    path = tmp_path / "resolv.conf"
+    path.write_text("nameserver 192.0.2.53\nnameserver 127.0.0.1\n")
+    resolver = DnsResolver(resolv_conf=str(path))
+
+    assert [server.address for server in await resolver._name_servers()] == ["127.0.0.1"]
+    assert len(await DnsResolver(trusted=(), resolv_conf=str(path))._name_servers()) == 2
+
+
+def test_what_is_trusted_is_an_address():
+    with pytest.raises(ValueError, match=r"trusted name server 'ns\.test': allowed: an IP address"):
+        DnsResolver(trusted=["ns.test"])
 
 
 async def test_a_truncated_answer_is_fetched_by_tcp(serve):

@@ -92,10 +92,13 @@ def opensmtpd_server(mail_servers: Shelf) -> MailServer:
 
 
 @pytest.fixture
-def name_server() -> Iterator[Callable[[str], NameServer]]:
-    """Starts an unbound that serves the records it is given; stopped after the test."""
+def name_server() -> Iterator[Callable[..., NameServer]]:
+    """Starts an unbound that serves the records and signed zones it is given.
+
+    It is stopped after the test.
+    """
     with ExitStack() as stack:
-        yield lambda records: stack.enter_context(start_unbound(records))
+        yield lambda records, *signed: stack.enter_context(start_unbound(records, *signed))
 
 
 @pytest.fixture(scope="session")

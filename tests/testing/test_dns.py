@@ -9,6 +9,7 @@ import trio
 
 from engine.routing.resolver import MxRecord
 from engine.routing.stub import DnsResolver
+from engine.security import Tlsa
 from engine.testing.dns import FakeDns, serve_dns
 
 ZONE = {
@@ -76,6 +77,48 @@ async def test_a_cname_circle_fails():
     assert (await FakeDns(ZONE).mx("circle.test")).status == "failed"
 
 
+async def test_a_tlsa_record_is_a_value():
+    fake = FakeDns({"_25._tcp.mx.test": {"TLSA": ["3 1 1 ABCD 01"]}})
+
+    answer = await fake.tlsa("_25._tcp.mx.test")
+
+    assert answer.records == (Tlsa(3, 1, 1, b"\xab\xcd\x01"),)
+
+
+async def test_what_is_bogus_is_a_failed_lookup_and_not_authentic():
+    answer = await FakeDns({"x.test": {"MX": "BOGUS"}}, authentic=True).mx("x.test")
+
+    assert (answer.status, answer.authentic) == ("failed", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "rdtype", "authentic"),
+    [
+        ("signed.test", "A", True),
+        ("www.SIGNED.test", "A", True),
+        ("nothing.signed.test", "A", True),
+        ("unsigned.test", "A", False),
+        ("notsigned.test", "A", False),
+        ("out.signed.test", "A", False),
+        ("out.signed.test", "CNAME", True),
+        ("in.unsigned.test", "A", False),
+    ],
+)
+async def test_zones_can_be_signed_one_by_one(name, rdtype, authentic):
+    zone = {
+        "signed.test": {"A": ["192.0.2.1"]},
+        "www.signed.test": {"CNAME": ["signed.test"]},
+        "out.signed.test": {"CNAME": ["unsigned.test"]},
+        "unsigned.test": {"A": ["192.0.2.2"]},
+        "in.unsigned.test": {"CNAME": ["signed.test"]},
+        "notsigned.test": {"A": ["192.0.2.3"]},
+    }
+
+    answer = await FakeDns(zone, authentic=["Signed.test."]).query(name, rdtype)
+
+    assert answer.authentic is authentic
+
+
 async def test_ttl_delay_and_authenticity_are_of_every_answer(autojump_clock):
     fake = FakeDns(ZONE, ttl=5, delay=2, authentic=True)
 
@@ -113,6 +156,11 @@ async def test_the_zone_can_change():
         ),
         ({"MX": ["mx.test"]}, r"x\.test MX: 'mx\.test': allowed: a preference and a host"),
         ({"MX": ["10"]}, "allowed: a preference and a host"),
+        ({"TLSA": [""]}, r"x\.test TLSA: '': allowed: three numbers and hexadecimal digits"),
+        ({"TLSA": ["3 1 1"]}, "allowed: three numbers and hexadecimal digits"),
+        ({"TLSA": ["3 1 256 ab"]}, "allowed: three numbers and hexadecimal digits"),
+        ({"TLSA": ["3 1 1 abc"]}, "allowed: three numbers and hexadecimal digits"),
+        ({"TLSA": ["3 1 1 xy"]}, "allowed: three numbers and hexadecimal digits"),
         ({"MX": ["-1 mx.test"]}, "allowed: a preference and a host"),
         ({"MX": ["10 mx.test 20"]}, "allowed: a preference and a host"),
         ({"A": ["mx.test"]}, r"x\.test A: .*'mx\.test'"),
@@ -216,3 +264,14 @@ async def test_an_ipv6_server_has_brackets_around_its_address(nursery):
 
     assert address.startswith("[::1]:")
     assert (await DnsResolver([address]).mx("example.test")).status == "ok"
+
+
+async def test_a_served_zone_says_which_answers_are_authentic_and_which_are_bogus(nursery):
+    zone = {**ZONE, "forged.test": {"TLSA": "BOGUS"}}
+    address = await nursery.start(serve_dns, FakeDns(zone, authentic=["example.test"]))
+
+    assert (await ask(address, "example.test", "MX")).flags & dns.flags.AD
+    assert not (await ask(address, "closed.test", "MX")).flags & dns.flags.AD
+    response = await ask(address, "forged.test", "TLSA", use_edns=0)
+    assert response.rcode() == dns.rcode.SERVFAIL
+    assert [int(option.code) for option in response.options] == [6]

@@ -1,0 +1,210 @@
+"""What TLS a host must show for a message, or why it must not be used: all policies together.
+
+    DANE         the host's TLSA records   `engine.routing.dane`
+    MTA-STS      the domain's policy       `engine.routing.mta_sts`
+    REQUIRETLS   the message               `engine.routing.sender_rules`
+    `tls`        the settings              `engine.routing.sender_rules`
+
+They are asked in this order, and `engine.routing.opinion` combines what they say.
+`Policies.demand` is asked before a host is connected to; its answers are remembered as long as the
+DNS allows.  Whether a host then shows what it must is `engine.net`'s to find out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
+
+import trio
+
+from engine.routing.cache import TtlCache
+from engine.routing.dane import ask_dane
+from engine.routing.flight import SingleFlight
+from engine.routing.mta_sts import StsFinding, judge
+from engine.routing.opinion import Opinion, combine
+from engine.routing.sender_rules import judge_message, judge_settings, policy_domain
+from engine.security import HostRefused, MessageTls, ReportedPolicy, TlsDemand
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine.route import Candidate, Route
+    from engine.routing.resolver import Resolver
+    from engine.settings import Settings
+
+_Verdict: TypeAlias = TlsDemand | HostRefused
+
+#: Seconds a verdict is kept at least, so that a TTL of 0 does not mean a lookup a message.
+_MIN_SECONDS: Final = 1.0
+#: Seconds to find out about an MTA-STS policy: a fetch, and the lookup before it.
+_STS_TIMEOUT: Final = 75.0
+_MAX_ENTRIES: Final = 50_000
+
+
+class StsSource(Protocol):
+    """Who knows the MTA-STS policies of domains; `engine.routing.sts_store.StsPolicies` is one."""
+
+    async def find(self, domain: str) -> StsFinding:
+        """Return what is known of a domain's policy."""
+        ...
+
+
+class _Key(NamedTuple):
+    """All that a verdict depends on, the DNS apart."""
+
+    domain: str
+    host: str
+    canonical: str
+    is_secure: bool
+    is_route_secure: bool
+    is_static: bool
+    aliases: tuple[str, ...]
+    port: int
+    tls: str
+    tls_sni: str | None
+    dane: str
+    mta_sts: str
+    message: MessageTls
+
+
+class Policies:
+    """Says what TLS each host must show, one search at a time for each, and remembers it.
+
+    Args:
+        resolver: Who is asked for TLSA records.
+        sts: Who knows MTA-STS policies; `None`: nobody, and the setting has no effect.
+        clock: Seconds that never go back.
+        max_entries: How many verdicts are kept.
+    """
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        sts: StsSource | None = None,
+        *,
+        clock: Callable[[], float] = trio.current_time,
+        max_entries: int = _MAX_ENTRIES,
+    ) -> None:
+        self._resolver = resolver
+        self._sts = sts
+        self._verdicts: TtlCache[_Key, _Verdict] = TtlCache(max_entries, clock)
+        self._searches: SingleFlight[_Key, _Verdict] = SingleFlight()
+
+    def known(
+        self,
+        domain: str,
+        route: Route,
+        candidate: Candidate,
+        port: int,
+        settings: Settings,
+        message: MessageTls = MessageTls.BY_POLICY,
+    ) -> TlsDemand | HostRefused | None:
+        """Return what is known already, `None` when `demand` must be asked; args are the same."""
+        return self._verdicts.get(_key(domain, route, candidate, port, settings, message))
+
+    async def demand(
+        self,
+        domain: str,
+        route: Route,
+        candidate: Candidate,
+        port: int,
+        settings: Settings,
+        message: MessageTls = MessageTls.BY_POLICY,
+    ) -> TlsDemand | HostRefused:
+        """Return what TLS a host must show, or why it must not be used.
+
+        If cancelled, others who wait for the same are served all the same.
+
+        Args:
+            domain: The recipient domain, as it was routed.
+            route: Its route.
+            candidate: One of the route's candidates.
+            port: The TCP port that will be connected to.
+            settings: Those for this host.
+            message: What the message asks for.
+        """
+        key = _key(domain, route, candidate, port, settings, message)
+        verdict = self._verdicts.get(key)
+        if verdict is not None:
+            await trio.lowlevel.checkpoint()
+            return verdict
+        search = partial(self._search, key, route, candidate, settings)
+        return await self._searches.share(key, search)
+
+    async def _search(
+        self, key: _Key, route: Route, candidate: Candidate, settings: Settings
+    ) -> _Verdict:
+        opinions: list[Opinion] = []
+        if settings.tls != "off":
+            # Where the operator switched it off for a path, nothing that is published raises it.
+            opinions += await self._ask_receiver(key, route, candidate, settings)
+        opinions.append(judge_message(key.message, route, candidate, settings, opinions))
+        opinions.append(judge_settings(candidate, settings))
+        verdict = _addressed(combine(opinions), key, policy_domain(key.domain, route, candidate))
+        seconds = min(opinion.seconds for opinion in opinions)
+        self._verdicts.put(key, verdict, max(seconds, _MIN_SECONDS))
+        return verdict
+
+    async def _ask_receiver(
+        self, key: _Key, route: Route, candidate: Candidate, settings: Settings
+    ) -> list[Opinion]:
+        """Return what the receiver published says; who could change nothing is not asked."""
+        # RFC 8689 §8.4: such a message is sent as if there were neither DANE nor MTA-STS, except
+        # where our own operator wants DANE.
+        is_optional = key.message is MessageTls.OPTIONAL
+        opinions: list[Opinion] = []
+        if settings.dane == "require" or (settings.dane == "try" and not is_optional):
+            dane = await ask_dane(self._resolver, route, candidate, key.port, settings.dane)
+            opinions.append(dane)
+            # RFC 8461 §2: MTA-STS does not stand in for DANE that fails.
+            if dane.settles_it or isinstance(dane.verdict, HostRefused):
+                return opinions
+        owner = policy_domain(key.domain, route, candidate)
+        if settings.mta_sts == "on" and owner is not None and not is_optional:
+            opinions.append(await self._ask_sts(owner, candidate.host))
+        return opinions
+
+    async def _ask_sts(self, owner: str, host: str) -> Opinion:
+        finding = StsFinding(is_unknown=True)
+        if self._sts is None:
+            finding = StsFinding(seconds=math.inf)
+        else:
+            with trio.move_on_after(_STS_TIMEOUT):
+                finding = await self._sts.find(owner)
+        return judge(owner, finding, host)
+
+
+def _addressed(verdict: _Verdict, key: _Key, owner: str | None) -> _Verdict:
+    """Return a verdict with the policies that are reported, and to whom."""
+    if owner is None or key.tls == "off" or key.message is MessageTls.OPTIONAL:
+        # There is nobody to tell, or no policy was asked.
+        return replace(verdict, reported=())
+    reported = verdict.reported or (ReportedPolicy("no-policy-found", owner),)
+    return replace(verdict, reported=tuple(replace(p, receiver=owner) for p in reported))
+
+
+def _key(
+    domain: str,
+    route: Route,
+    candidate: Candidate,
+    port: int,
+    settings: Settings,
+    message: MessageTls,
+) -> _Key:
+    return _Key(
+        domain,
+        candidate.host,
+        candidate.canonical,
+        candidate.is_secure,
+        route.is_secure,
+        route.is_static,
+        route.aliases,
+        port,
+        settings.tls,
+        settings.tls_sni,
+        settings.dane,
+        settings.mta_sts,
+        message,
+    )

@@ -189,13 +189,14 @@ class Carrier:
         offered, message, facts = host.offered, attempt.message, content.facts
         recipients = [attempt.recipients[place] for place in group]
         return (
-            flight.is_of(host.manner)
-            and not (host.demand.level > TlsLevel.OFF and offered.starttls and not host.has_tls)
+            not (host.demand.level > TlsLevel.OFF and offered.starttls and not host.has_tls)
             and (offered.eight_bit_mime or not facts.is_8bit)
             and not 0 < host.most_recipients < len(group)
             and (host.has_prdr or not flight.prdr)
             and refuse(message, recipients, facts, host.dialect, host.peer) is None
-            and flight.says(build(message, recipients, facts, host.dialect, prdr=flight.prdr))
+            and flight.would_fit(
+                build(message, recipients, facts, host.dialect, prdr=flight.prdr), host.manner
+            )
         )
 
     def withdraw(self) -> None:
@@ -443,8 +444,9 @@ class Carrier:
             if verdict is None or verdict.status not in (Status.DELIVERED, Status.UNKNOWN)
         ]
         if flight.overruling is not None:
+            self._host.report_all(attempt, flight.overruling, [group[place] for place in undone])
             for place in undone:
-                flight.verdicts[place] = flight.overruling
+                flight.verdicts[place] = None
             return _NOBODY
         attempt.in_turn = attempt.returns = True
         self._drop_jobs_of(attempt)

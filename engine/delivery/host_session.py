@@ -530,11 +530,23 @@ class HostSession:
             return verdict._replace(status=Status.DEFERRED, scope=Scope.SOURCE, is_here_only=False)
         return verdict
 
-    def report_all(self, attempt: Attempt, verdict: Verdict) -> None:
-        """Give everybody this host has not decided on the same verdict; no transaction did it."""
+    def report_all(
+        self, attempt: Attempt, verdict: Verdict, group: Sequence[int] | None = None
+    ) -> None:
+        """Give everybody this host has not decided on the same verdict; no transaction did it.
+
+        Args:
+            attempt: Whose they are.
+            verdict: It.
+            group: For whom of them; `None`: for all.
+        """
         carriage = self._carriage(self.features, self.transactions, 0.0)._replace(transaction=None)
         self.did_last_succeed = False
-        attempt.report_all(verdict, self.now(), carriage)
+        if group is None:
+            attempt.report_all(verdict, self.now(), carriage)
+            return
+        for place in group:
+            attempt.report(place, verdict, self.now(), carriage)
 
     def _carriage(self, features: Features, number: int, seconds: float) -> Carriage:
         """Say of a transaction what is common to its recipients."""

@@ -134,13 +134,15 @@ class Transaction:
         elif prdr:
             self._answers = Answers.FOR_EACH_AND_ALL
 
-    def is_of(self, manner: Manner) -> bool:
-        """Whether it is carried out in this manner."""
-        return self._manner == manner
-
-    def says(self, envelope: Envelope) -> bool:
-        """Whether this is its envelope."""
-        return self._envelope == envelope
+    def would_fit(self, envelope: Envelope, manner: Manner) -> bool:
+        """Whether it says nothing that would not be said in this envelope and manner, too."""
+        ours = (self._envelope.mail, *self._envelope.rcpts)
+        theirs = (envelope.mail, *envelope.rcpts)
+        return (
+            self._manner.pipelining <= manner.pipelining
+            and self._manner.chunking <= manner.chunking
+            and all(map(_says_no_more, ours, theirs))
+        )
 
     # -- what is said -----------------------------------------------------------------------
 
@@ -462,3 +464,8 @@ class Transaction:
             is_pipelined=self._is_pipelined(answer.command),
             is_early=answer.is_early,
         )
+
+
+def _says_no_more(one: Command, other: Command) -> bool:
+    """Whether a command has no parameter that the other one has not."""
+    return set(one.octets.split()) <= set(other.octets.split())

@@ -89,7 +89,7 @@ class Dispatcher:
         shared: Shared,
         router: Router,
         policies: Policies,
-        on_pool_closed: Callable[[], None],
+        on_change: Callable[[], None],
     ) -> None:
         """Make a dispatcher; it works inside `run_in`'s nursery.
 
@@ -97,13 +97,13 @@ class Dispatcher:
             shared: The engine's parts.
             router: Routes domains.
             policies: Say what domains ask for on the way.
-            on_pool_closed: Called when a pool has ended.
+            on_change: Called when a pool has ended, and when nothing is being routed any more.
         """
         self.pools: dict[tuple[str, str, tuple[int, ...]], SitePool] = {}
         self._shared = shared
         self._router = router
         self._policies = policies
-        self._on_pool_closed = on_pool_closed
+        self._on_change = on_change
         self._waiting: dict[str, list[_Parcel]] = {}
         self._ways: dict[str, _Way] = {}
         self._nursery: trio.Nursery | None = None
@@ -113,6 +113,11 @@ class Dispatcher:
         """Start tasks in this nursery from now on."""
         self._nursery = nursery
         self._now = trio.lowlevel.current_clock().current_time
+
+    @property
+    def is_routing(self) -> bool:
+        """Whether messages wait for the way to a domain to be found."""
+        return bool(self._waiting)
 
     def dispatch(self, message: Message) -> None:
         """Hand a message to its pools, at once where the ways are known."""
@@ -195,6 +200,8 @@ class Dispatcher:
         finally:
             for parcel in self._waiting.pop(domain):
                 self._let_go(parcel, domain, found, stance, verdict)
+            if not self._waiting:
+                self._on_change()
         events = self._shared.events
         if found is not None and RecipientsRouted in events.wanted:
             site = found.site if isinstance(found, Route) else ""
@@ -279,7 +286,7 @@ class Dispatcher:
     def _forget(self, pool: SitePool) -> None:
         for key in [key for key, known in self.pools.items() if known is pool]:
             del self.pools[key]
-        self._on_pool_closed()
+        self._on_change()
 
     def _settle_unroutable(
         self, parcel: _Parcel, recipients: list[Recipient], found: Unroutable

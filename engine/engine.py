@@ -226,6 +226,9 @@ class Engine:
         self._seats.close()
         seconds = math.inf if timeout is None else timeout
         with trio.CancelScope(relative_deadline=seconds) as scope:
+            await self._wait_until(lambda: not self._dispatcher.is_routing)
+            for pool in self._dispatcher.pools.values():
+                pool.expect_no_more()
             await self._wait_until(lambda: self._unsettled == 0)
             for pool in list(self._dispatcher.pools.values()):
                 pool.drain()

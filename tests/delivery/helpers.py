@@ -195,6 +195,8 @@ class Hosts:
         contents: What came behind DATA, in order.
         streams: Our end of each connection.
         mismatches: How clients left the script; the first is raised by `scripted`.
+        slow: Hosts that take so many seconds to answer a connection.
+        options: How each connection was asked for.
     """
 
     def __init__(
@@ -210,6 +212,8 @@ class Hosts:
         self.contents: list[bytes] = []
         self.streams: list[MemoryStream] = []
         self.mismatches: list[ScriptMismatchError] = []
+        self.slow: dict[str, float] = {}
+        self.options: list[ConnectOptions] = []
         self._scripts = {at: list(parse_script(text)) for at, text in scripts.items()}
         self._drip = drip
         self._capacity = capacity
@@ -222,6 +226,8 @@ class Hosts:
         await trio.lowlevel.checkpoint()
         self.made.append(candidate.address)
         self.early.append(early_data)
+        self.options.append(options)
+        await trio.sleep(self.slow.get(candidate.address, 0))
         port = port_for(candidate, options)
         left = self._scripts.get(candidate.address)
         if not left:

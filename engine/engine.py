@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import trio
 
+from engine.callout import Callout
 from engine.delivery.shared import Shared
 from engine.dispatch import Dispatcher
 from engine.errors import ConfigError
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
+    from engine.callout import Verification
     from engine.hints import Hints
     from engine.message import Message
     from engine.net.connector import ConnectorLike
@@ -278,6 +280,60 @@ class Engine:
         self._dispatcher.dispatch(message)
         return message.id
 
+    async def verify(
+        self,
+        addresses: Sequence[str],
+        *,
+        sender: str = "",
+        catch_all: bool = False,
+        fresh: bool = False,
+    ) -> list[Verification]:
+        """Ask whether addresses would be taken, without sending anything.
+
+        Hosts are walked and connections shared as for mail; MAIL and RCPT are said, and no content.
+        What was answered is believed for a while, by the hints: an acceptance for a day, a refusal
+        for two hours.  Cancelled, the questions that are under way are asked to their end.
+
+        Args:
+            addresses: Forward-paths; some hosts do not like many at a time.
+            sender: The reverse-path to ask with; empty is the null path.
+            catch_all: Whether hosts are also asked about an address that cannot exist: who would
+                take that says nothing about the others.
+            fresh: Whether hosts are asked whatever was answered before.
+
+        Returns:
+            What is known of each address, in their order.
+
+        Raises:
+            AddressSyntaxError: One of them is no mailbox; nothing was asked.
+            EngineClosedError: The engine is draining or closed.
+        """
+        callout = Callout(
+            addresses, self._shared.hints, sender=sender, catch_all=catch_all, fresh=fresh
+        )
+        if callout.message is not None:
+            await self._call_out(callout, callout.message)
+        return callout.verifications()
+
+    async def _call_out(self, callout: Callout, message: Message) -> None:
+        count = left = len(message.recipients)
+        answered = trio.Event()
+
+        def settle(outcome: Outcome) -> None:
+            nonlocal left
+            callout.hear(outcome)
+            self._seats.give_back()
+            self._settled_one()
+            left -= 1
+            if not left:
+                answered.set()
+
+        if not self._seats.take_nowait(count):
+            await self._seats.take(count)
+        self._unsettled += count
+        self._dispatcher.call_out(message, settle)
+        await answered.wait()
+
     def statistics(self) -> Statistics:
         """Return the numbers of this moment."""
         return self._recorder.snapshot(
@@ -292,6 +348,9 @@ class Engine:
         if RecipientSettled in self.events.wanted:
             self.events.publish(RecipientSettled(self._clock(), outcome))
         self.outcomes.put(outcome)
+        self._settled_one()
+
+    def _settled_one(self) -> None:
         self._unsettled -= 1
         if self._unsettled == 0 and self._is_draining:
             self._wake()

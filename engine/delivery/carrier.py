@@ -245,7 +245,8 @@ class Carrier:
                 if attempt is None:
                     return
                 await self._unpack(attempt)
-            if todo[0].attempt.message.require_tls and (flying or host.first_words):
+            first = todo[0].attempt
+            if (first.message.require_tls or first.is_callout) and (flying or host.first_words):
                 return  # REQUIRETLS mail travels alone, and only where it is known to be taken
             if not flying and host.transactions and not await host.make_ready():
                 # A refused RSET gives the connection up, not the message.
@@ -313,9 +314,14 @@ class Carrier:
         recipients: Sequence[Recipient] = attempt.recipients
         if len(group) < len(recipients):
             recipients = [recipients[place] for place in group]
-        prdr = host.has_prdr and len(group) > 1
-        envelope = build(message, recipients, content.facts, host.dialect, prdr=prdr)
-        flight = _Flight(envelope, content, host.peer, host.manner, prdr=prdr)
+        is_callout, dialect = attempt.is_callout, host.dialect
+        if is_callout:
+            dialect = dialect._replace(size_addition=-1)  # no size of nothing
+        prdr = host.has_prdr and len(group) > 1 and not is_callout
+        envelope = build(message, recipients, content.facts, dialect, prdr=prdr)
+        flight = _Flight(
+            envelope, content, host.peer, host.manner, prdr=prdr, is_callout=is_callout
+        )
         host.transactions = number = host.transactions + 1
         host.recorder.transactions += 1
         if events.TransactionStarted in host.events.wanted:
@@ -323,7 +329,7 @@ class Carrier:
         flight.job, flight.number = job, number
         flight.started, flight.octets_before = host.now(), self._session.content_octets
         self._octets += content.facts.octets
-        if message.require_tls:
+        if message.require_tls or is_callout:
             flight.is_alone = True
         if prdr:
             flight.prdr = True
@@ -428,7 +434,7 @@ class Carrier:
         if host.did_last_succeed:
             if flight.is_behind:
                 host.note_stream()
-            else:
+            elif not attempt.is_callout:
                 host.depth.delivered()
         elif flight.leaves_open and self._flying:
             self._flying[0].is_nested = True

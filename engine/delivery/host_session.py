@@ -508,7 +508,7 @@ class HostSession:
         for place, verdict in zip(group, verdicts):  # noqa: B905 - every message comes by here
             if verdict is None or place in but:
                 continue
-            if verdict[0] is Status.DELIVERED:
+            if verdict[0] is Status.DELIVERED or verdict[0] is Status.ACCEPTED:
                 self.did_last_succeed = True
                 attempt.report(place, verdict, now, carriage)
             else:

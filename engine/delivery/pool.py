@@ -328,7 +328,7 @@ class SitePool:
         Not at all while there is work that it may not do and all seats are taken.
 
         Args:
-            session: It; ready for MAIL.
+            session: It; nothing is in flight.
             line: What it can carry.
             room: How many attempts it can begin with at once.
             seconds: How long it is kept.
@@ -343,7 +343,7 @@ class SitePool:
             if attempt is not None or trio.current_time() >= deadline or not self._may_lie_down:
                 return attempt
             await self._lie_down(session, _Waiter(line, room), deadline)
-            if not session.is_ready:
+            if not session.is_at_rest:
                 return None
 
     async def _lie_down(self, session: Session, waiter: _Waiter, deadline: float) -> None:

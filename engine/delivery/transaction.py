@@ -12,6 +12,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.delivery.verdict import (
+    accepted,
     delivered,
     is_overflow,
     is_protocol_doubt,
@@ -108,6 +109,7 @@ class Transaction:
     leaves_open = False
     _is_refused = False
     _is_one_flight = False
+    _is_callout = False
     _rcpts_heard = 0
     _owed = 0
     _answers = Answers.ONCE
@@ -122,13 +124,26 @@ class Transaction:
         manner: Manner,
         *,
         prdr: bool = False,
+        is_callout: bool = False,
     ) -> None:
+        """Begin.
+
+        Args:
+            envelope: Its commands.
+            content: What is sent.
+            peer: With whom.
+            manner: How.
+            prdr: Whether a reply for each recipient is asked for after the content.
+            is_callout: Whether recipients are only asked about, and no content is sent.
+        """
         self.verdicts: list[Verdict | None] = [None] * len(envelope.rcpts)
         self._envelope = envelope
         self._content = content
         self._peer = peer
         self._manner = manner
         self._accepted: list[int] = []
+        if is_callout:
+            self._is_callout = True
         if manner.lmtp:
             self._answers = Answers.FOR_EACH
         elif prdr:
@@ -152,6 +167,10 @@ class Transaction:
         if not manner.pipelining:
             return self._ask(mail)
         self._owed = len(rcpts) + 2
+        if self._is_callout:
+            self._owed -= 1
+            self.is_sent = True
+            return (mail, *rcpts)
         if not manner.chunking:
             return (mail, *rcpts, DATA)
         octets = self._content.octets
@@ -272,7 +291,10 @@ class Transaction:
         if self._is_refused:
             return self._go_on()
         if reply.code // 100 == 2:
-            self._accepted.append(place)
+            if self._is_callout:
+                self.verdicts[place] = accepted(reply, self._peer)
+            else:
+                self._accepted.append(place)
             return self._go_on() if not self._owed else _NONE
         if is_overflow(reply):
             self.again = (*self.again, place)
@@ -388,7 +410,7 @@ class Transaction:
         """Ask again only where this transaction made progress, or it would go round in circles."""
         if self.again and not self._accepted:
             statuses = [verdict.status for verdict in self.verdicts if verdict is not None]
-            if Status.FAILED not in statuses:
+            if not {Status.FAILED, Status.ACCEPTED} & set(statuses):
                 self.again = ()
 
     def _end(self) -> tuple[Command, ...]:

@@ -51,8 +51,8 @@ class _Parcel:
         submitted_at: When it was submitted, by Trio's clock.
         routes: What is known of its domains.
         stances: What they ask for on the way; of all that can be routed.
-        settle: Takes the outcomes of a callout, which asks about recipients and sends no content;
-            `None`: it is mail.
+        settle: Takes the outcomes in place of whoever reads the engine's.
+        is_callout: Whether recipients are only asked about, and no content is sent.
         unknown: The domains whose route is being looked for.
     """
 
@@ -62,6 +62,7 @@ class _Parcel:
     routes: dict[str, Route | Unroutable] = field(default_factory=dict)
     stances: dict[str, Stance] = field(default_factory=dict)
     settle: Callable[[Outcome], None] | None = None
+    is_callout: bool = False
     unknown: set[str] = field(default_factory=set)
 
 
@@ -140,17 +141,25 @@ class Dispatcher:
                 return
         self._dispatch_slowly(message, now)
 
-    def call_out(self, message: Message, settle: Callable[[Outcome], None]) -> None:
-        """Ask about the recipients of a message, and send nothing.
+    def dispatch_apart(
+        self, message: Message, settle: Callable[[Outcome], None], *, is_callout: bool = False
+    ) -> None:
+        """Hand a message to its pools that is nobody's but whoever asks.
 
         Args:
-            message: Its envelope is used.
+            message: It.
             settle: Takes each recipient's outcome; must not wait.
+            is_callout: Whether recipients are only asked about, and no content is sent.
         """
-        self._dispatch_slowly(message, self._now(), settle)
+        self._dispatch_slowly(message, self._now(), settle, is_callout=is_callout)
 
     def _dispatch_slowly(
-        self, message: Message, now: float, settle: Callable[[Outcome], None] | None = None
+        self,
+        message: Message,
+        now: float,
+        settle: Callable[[Outcome], None] | None = None,
+        *,
+        is_callout: bool = False,
     ) -> None:
         by_domain: dict[str, list[Recipient]] = {}
         for recipient in message.recipients:
@@ -159,7 +168,7 @@ class Dispatcher:
                 by_domain[domain].append(recipient)
             else:
                 by_domain[domain] = [recipient]
-        parcel = _Parcel(message, by_domain, now, settle=settle)
+        parcel = _Parcel(message, by_domain, now, settle=settle, is_callout=is_callout)
         for domain in by_domain:
             way = self._ways.get(domain)
             known = self._router.known(domain, self._family_for(domain))
@@ -280,7 +289,8 @@ class Dispatcher:
             parcel.submitted_at,
             route_seconds,
         )
-        attempt.is_callout = parcel.settle is not None
+        if parcel.is_callout:
+            attempt.is_callout = True
         return attempt
 
     def _settings_for(self, domain: str, site: str) -> Settings:

@@ -38,9 +38,10 @@ from engine.routing.sts_store import StsPolicies
 from engine.routing.table import RouteTable
 from engine.settings import Settings
 from engine.tls_files import names_files, refuse_bad_files
+from engine.tls_reports import TlsReports
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from engine.net.connector import ConnectorLike
     from engine.outcome import Outcome, Peer
     from engine.report.statistics import Statistics
+    from engine.report.tlsrpt_form import Reporter
     from engine.routing.resolver import Resolver
 
 #: Recipients inside the engine, from submit to the reading of their outcomes.  With messages of
@@ -96,6 +98,8 @@ class Engine:
         transcripts: bool = False,
         veto: Callable[[Peer, str], str | None] | None = None,
         veto_greeting: Callable[[Peer, str], str | None] | None = None,
+        tls_reporter: Reporter | None = None,
+        sign: Callable[[bytes], Awaitable[bytes]] | None = None,
         grace: float = DEFAULT_GRACE,
         clock: Callable[[], float] = time.time,
         rng: Random | None = None,
@@ -126,6 +130,9 @@ class Engine:
                 not to connect, or `None`.  A vetoed host is deferred with cause `event`, and the
                 next one is tried.  It must not wait, and runs for every connection.
             veto_greeting: The same, asked when a host has greeted, with the peer and the greeting.
+            tls_reporter: Who tells receivers each day how TLS with them went (RFC 8460), by mail
+                through this engine or over HTTPS; `None`: nobody.
+            sign: Returns those reports with a DKIM signature, which RFC 8460 §3 asks for.
             grace: Seconds a cancelled engine waits for replies to contents that have left.
             clock: Wall clock, seconds since the epoch.
             rng: Shuffles hosts of equal preference, and chooses among equal proxies.
@@ -154,6 +161,11 @@ class Engine:
         made_router = router or _default_router(routes, resolver, own_addresses, own_names)
         self._sts = StsPolicies(resolver, hints, StsFetcher(dial_by(resolver)), clock=clock)
         policies = Policies(resolver, self._sts)
+        self._reports = None
+        if tls_reporter is not None:
+            self._reports = TlsReports(
+                tls_reporter, resolver, hints, self._send_apart, sign=sign, clock=clock, rng=rng
+            )
         self._shared = Shared(
             connector=connector or Connector(hints=hints, rng=rng),
             table=table,
@@ -168,6 +180,7 @@ class Engine:
             hints=hints,
             policies=policies,
             tls=TlsClient(),
+            tls_counters=self._reports.counters if self._reports is not None else None,
             veto=veto,
             veto_greeting=veto_greeting,
         )
@@ -205,6 +218,8 @@ class Engine:
                 self._nursery = nursery
                 self._dispatcher.run_in(nursery)
                 nursery.start_soon(self._sts.run, name="MTA-STS policies")
+                if self._reports is not None:
+                    nursery.start_soon(self._reports.run, name="TLS reports")
                 try:
                     yield
                     await self.drain()
@@ -312,27 +327,30 @@ class Engine:
             addresses, self._shared.hints, sender=sender, catch_all=catch_all, fresh=fresh
         )
         if callout.message is not None:
-            await self._call_out(callout, callout.message)
+            await self._send_apart(callout.message, callout.hear, is_callout=True)
         return callout.verifications()
 
-    async def _call_out(self, callout: Callout, message: Message) -> None:
+    async def _send_apart(
+        self, message: Message, hear: Callable[[Outcome], None], *, is_callout: bool = False
+    ) -> None:
+        """Send what is not the user's, and wait until every recipient has an outcome."""
         count = left = len(message.recipients)
-        answered = trio.Event()
+        is_over = trio.Event()
 
         def settle(outcome: Outcome) -> None:
             nonlocal left
-            callout.hear(outcome)
+            hear(outcome)
             self._seats.give_back()
             self._settled_one()
             left -= 1
             if not left:
-                answered.set()
+                is_over.set()
 
         if not self._seats.take_nowait(count):
             await self._seats.take(count)
         self._unsettled += count
-        self._dispatcher.call_out(message, settle)
-        await answered.wait()
+        self._dispatcher.dispatch_apart(message, settle, is_callout=is_callout)
+        await is_over.wait()
 
     def statistics(self) -> Statistics:
         """Return the numbers of this moment."""

@@ -190,7 +190,7 @@ class Carrier:
         recipients = [attempt.recipients[place] for place in group]
         return (
             not (host.demand.level > TlsLevel.OFF and offered.starttls and not host.has_tls)
-            and (offered.eight_bit_mime or not facts.is_8bit)
+            and (not facts.is_8bit or host.takes(facts))
             and not 0 < host.most_recipients < len(group)
             and (host.has_prdr or not flight.prdr)
             and refuse(message, recipients, facts, host.dialect, host.peer) is None
@@ -270,7 +270,7 @@ class Carrier:
         host, message = self._host, attempt.message
         content = message.content
         problem = None
-        if content.facts.is_8bit and not host.offered.eight_bit_mime:
+        if content.facts.is_8bit and not host.takes(content.facts):
             try:
                 content = await _in_seven_bit(content)
             except NotConvertibleError as error:
@@ -584,11 +584,12 @@ async def _in_seven_bit(content: Content) -> Content:
             raise NotConvertibleError(f"more than {_MOST_CONVERTED} octets")
         async with aclosing(content.chunks()) as chunks:
             octets = b"".join([chunk async for chunk in chunks])
+    is_binary = content.facts.is_binary
     if len(octets) <= _QUICK_OCTETS:
-        return _convert(octets)
-    return await trio.to_thread.run_sync(_convert, octets)
+        return _convert(octets, is_binary)
+    return await trio.to_thread.run_sync(_convert, octets, is_binary)
 
 
-def _convert(octets: bytes) -> MemoryContent:
-    converted = to_seven_bit(octets)
+def _convert(octets: bytes, is_binary: bool) -> MemoryContent:
+    converted = to_seven_bit(octets, is_binary=is_binary)
     return MemoryContent(converted, scan(converted))

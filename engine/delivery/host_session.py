@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from engine.security import TlsDemand, TlsFailure
     from engine.smtp.capabilities import Capabilities
     from engine.smtp.command import Command
+    from engine.smtp.content import ContentFacts
     from engine.smtp.reply import Reply
 
 _TLS_TROUBLE: Final = EnhancedStatusCode(4, 7, 5)
@@ -441,6 +442,12 @@ class HostSession:
     def has_tls(self) -> bool:
         """Whether the connection is over TLS."""
         return self.features.tls is not None
+
+    def takes(self, facts: ContentFacts) -> bool:
+        """Whether an 8-bit content may be sent as it is."""
+        if facts.is_binary:
+            return self.offered.binarymime and self.manner.chunking
+        return self.offered.eight_bit_mime
 
     @property
     def may_pipeline_quit(self) -> bool:

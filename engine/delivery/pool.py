@@ -175,7 +175,8 @@ class SitePool:
     def put(self, attempt: Attempt) -> None:
         """Take an attempt for delivery; it is settled whatever happens from here on."""
         most = self.settings.max_line_length
-        if 0 < most < attempt.message.content.facts.longest_line:
+        facts = attempt.message.content.facts
+        if 0 < most < facts.longest_line and not facts.is_binary:
             attempt.end(too_long(attempt.message, most), trio.current_time())
             return
         self._fresh.append(attempt)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from engine.content import from_binary
 from engine.outcome import Status
+from engine.smtp.mime import to_seven_bit
 from tests.delivery.helpers import (
     CONTENT,
     NEXT,
@@ -622,3 +624,46 @@ async def test_domains_are_kept_apart_where_that_is_set(autojump_clock):
         outcomes = await deliver(hosts, message(A, "c@y.test", B), options={"multi_domain": False})
 
     assert told(outcomes) == delivered(A, B, "c@y.test")
+
+
+# ---- binary --------------------------------------------------------------------------------------
+
+BINARY = b"Content-Type: application/x\r\n\r\n\0\n\xff"
+
+
+async def test_a_binary_content_goes_as_it_is_to_who_takes_it(drip, autojump_clock):
+    """RFC 3030 §3."""
+    dialogue = opening(True, "CHUNKING", "BINARYMIME", "8BITMIME")
+    dialogue += "C: MAIL FROM:<s@me.test> BODY=BINARYMIME\nC: RCPT TO:<a@x.test>\n"
+    dialogue += f"C: BDAT {len(BINARY)} LAST\nC# {len(BINARY)}\nS: 250 ok\nS: 250 ok\nS: 250 ok\n"
+    async with scripted(dialogue, drip=drip) as hosts:
+        (outcome,) = await deliver(hosts, message("a@x.test", body=from_binary(BINARY)))
+
+    assert told([outcome]) == delivered("a@x.test")
+    assert hosts.contents == [BINARY]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "options"),
+    [
+        (["8BITMIME"], {}),
+        (["8BITMIME", "CHUNKING"], {}),
+        (["8BITMIME", "CHUNKING", "BINARYMIME"], {"chunking": False}),
+    ],
+    ids=str,
+)
+async def test_others_get_it_encoded(keywords, options, autojump_clock):
+    dialogue = opening(True, *keywords) + "C: MAIL FROM:<s@me.test>\nC: RCPT TO:<a@x.test>\n"
+    converted = to_seven_bit(BINARY, is_binary=True)
+    if "CHUNKING" in keywords and options.get("chunking", True):
+        dialogue += f"C: BDAT {len(converted)} LAST\nC# {len(converted)}\n"
+        dialogue += "S: 250 ok\nS: 250 ok\nS: 250 ok\n"
+    else:
+        dialogue += "C: DATA\nS: 250 ok\nS: 250 ok\nS: 354 go on\nC= content\nS: 250 ok\n"
+    async with scripted(dialogue) as hosts:
+        (outcome,) = await deliver(
+            hosts, message("a@x.test", body=from_binary(BINARY)), options=options
+        )
+
+    assert told([outcome]) == delivered("a@x.test")
+    assert hosts.contents == [converted]

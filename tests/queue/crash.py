@@ -65,13 +65,14 @@ async def work(path, run):
                 await trio.sleep(0.005)
             for message in lease.messages:
                 numbers = [recipient.number for recipient in message.recipients]
-                addresses = [recipient.address for recipient in message.recipients]
+                # Of an attempt: what is said of one may come behind what is said of the next.
+                said = [f"{message.lease}/{each.address}" for each in message.recipients]
                 if rng.random() < 0.8:
-                    say("marking", *addresses)
+                    say("marking", *said)
                     await store.mark(message.lease, numbers)
-                    say("marked", *addresses)
+                    say("marked", *said)
                 result = rng.choice([Result.DELIVERED] * 3 + [Result.DEFERRED, Result.HELD])
-                say("settling", result, *addresses)
+                say("settling", result, *said)
                 await store.settle(
                     [
                         Settlement(lease=message.lease, recipient=number, result=result, due=START)
@@ -79,7 +80,7 @@ async def work(path, run):
                     ],
                     now=START,
                 )
-                say("settled", result, *addresses)
+                say("settled", result, *said)
 
     async with open_store(path) as store, trio.open_nursery() as nursery:
         say("open")
@@ -98,11 +99,10 @@ class Ledger:
 
     #: Recipients of accepted messages, by address: the message's id.
     accepted: dict[str, str] = field(default_factory=dict)
-    #: The last thing said of a recipient since its run began.
-    last: dict[str, tuple[str, ...]] = field(default_factory=dict)
     #: Who was said to be settled as delivered, and who may have been.
     delivered: set[str] = field(default_factory=set)
     perhaps: set[str] = field(default_factory=set)
+    #: Attempts, `LEASE/ADDRESS`, that may be marked and those that are, and are not settled.
     marking: set[str] = field(default_factory=set)
     marked: set[str] = field(default_factory=set)
 
@@ -121,15 +121,19 @@ class Ledger:
             case "marked":
                 self.marked.update(rest)
             case "settling":
-                result, *addresses = rest
-                self.marked.difference_update(addresses)
+                result, *attempts = rest
+                self.marked.difference_update(attempts)
                 if result == Result.DELIVERED:
-                    self.perhaps.update(addresses)
+                    self.perhaps |= addresses_of(attempts)
             case "settled":
-                result, *addresses = rest
-                self.marking.difference_update(addresses)
+                result, *attempts = rest
+                self.marking.difference_update(attempts)
                 if result == Result.DELIVERED:
-                    self.delivered.update(addresses)
+                    self.delivered |= addresses_of(attempts)
+
+
+def addresses_of(attempts):
+    return {attempt.partition("/")[2] for attempt in attempts}
 
 
 def run_and_kill(path, run, seconds):
@@ -156,8 +160,9 @@ async def look(path, run, ledger, counts):
         )
         doubtful = {r.address for message in found.doubtful for r in message.recipients}
         # Those in doubt were about to be marked, at least; who was marked and nothing more, is.
-        assert doubtful <= ledger.marking, doubtful - ledger.marking
-        assert ledger.marked - ledger.delivered <= doubtful, ledger.marked - doubtful
+        marking, marked = addresses_of(ledger.marking), addresses_of(ledger.marked)
+        assert doubtful <= marking, doubtful - marking
+        assert marked <= doubtful, marked - doubtful
         counts["doubtful"] += len(doubtful)
         counts["released"] += found.released
         for message in found.doubtful:

@@ -130,7 +130,7 @@ class Engine:
                 not to connect, or `None`.  A vetoed host is deferred with cause `event`, and the
                 next one is tried.  It must not wait, and runs for every connection.
             veto_greeting: The same, asked when a host has greeted, with the peer and the greeting.
-            tls_reporter: Who tells receivers each day how TLS with them went (RFC 8460), by mail
+            tls_reporter: Who tells receivers each day how TLS with them went (RFC 8460 §5), by mail
                 through this engine or over HTTPS; `None`: nobody.
             sign: Returns those reports with a DKIM signature, which RFC 8460 §3 asks for.
             grace: Seconds a cancelled engine waits for replies to contents that have left.

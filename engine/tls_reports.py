@@ -1,4 +1,4 @@
-"""TLS reports of one engine (RFC 8460): counted by delivery, sent by the engine itself.
+"""TLS reports of one engine (RFC 8460 §4): counted by delivery, sent by the engine itself.
 
 Here the parts meet: the counts, the DNS, the mail that the engine delivers like any other, and HTTPS.
 """

@@ -127,10 +127,8 @@ def settle(
             if policy.unknown is Unknown.HOLD:
                 text = "it may have been delivered, and waits for a person"
                 return _settled(message, index, outcome, Result.HELD, text)
-        case Status.DEFERRED | Status.FAILED:
-            pass
         case _:
-            assert_never(outcome.status)
+            pass
     recipient = message.recipients[index]
     domain = message.message.recipients[index].mailbox.routing_domain
     history = History(

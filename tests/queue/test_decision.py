@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from random import Random
 
 import pytest
@@ -175,8 +174,7 @@ def test_what_was_never_tried_is_released():
 
 
 def test_a_record_is_bounded_whatever_a_server_says_and_has_no_transcript():
-    talkative = replace(
-        outcome(code=450),
+    talkative = outcome(code=450)._replace(
         reply=Reply(450, tuple(b"x" * 4000 for _ in range(10))),
         text="y" * 9000,
         attempts=tuple(

@@ -19,18 +19,24 @@ from engine.delivery.shared import Shared
 from engine.dispatch import Dispatcher
 from engine.errors import ConfigError
 from engine.net.connector import Connector
+from engine.net.tls import TlsClient
 from engine.nursery import tasks_beside
 from engine.outcomes import Outcomes, Seats
-from engine.paths import SettingsTable, refuse_unavailable
+from engine.paths import SettingsTable, refuse_contradictions
 from engine.report.events import MessageSubmitted, RecipientSettled
 from engine.report.statistics import Recorder
 from engine.report.stream import EventStream
 from engine.report.transcript import Transcript
 from engine.routing.mx import plan
 from engine.routing.own import read_own_addresses
+from engine.routing.policy import Policies
+from engine.routing.resolver import NoResolver
 from engine.routing.router import LOOPBACK, Router
+from engine.routing.sts_fetch import StsFetcher, dial_by
+from engine.routing.sts_store import StsPolicies
 from engine.routing.table import RouteTable
 from engine.settings import Settings
+from engine.tls_files import names_files, refuse_bad_files
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -78,6 +84,7 @@ class Engine:
         resolver: Resolver | None = None,
         name_servers: Sequence[str] = (),
         dns_timeout: float = DEFAULT_DNS_TIMEOUT,
+        trusted_name_servers: Sequence[str] | None = None,
         own_addresses: Iterable[str] | None = None,
         own_names: Iterable[str] = (),
         router: Router | None = None,
@@ -86,6 +93,7 @@ class Engine:
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         transcripts: bool = False,
         veto: Callable[[Peer, str], str | None] | None = None,
+        veto_greeting: Callable[[Peer, str], str | None] | None = None,
         grace: float = DEFAULT_GRACE,
         clock: Callable[[], float] = time.time,
         rng: Random | None = None,
@@ -99,11 +107,14 @@ class Engine:
             resolver: Answers DNS questions; by default it asks `name_servers`.
             name_servers: IP addresses with or without a port; empty: those of this machine.
             dns_timeout: Seconds for one DNS lookup, repeats included.
+            trusted_name_servers: IP addresses of name servers that validate with DNSSEC, and to
+                which the way is secure, for DANE.  `None`: those on this machine.
             own_addresses: IP addresses that are ourselves: an MX that has one is cut off with all
                 behind it (RFC 5321 §5.1).  `None`: the addresses of this machine.  Empty: nothing
                 is ourselves, loopback neither.
             own_names: Host names that are ourselves in the same sense.
-            router: Routes domains; with it the six above have no effect.
+            router: Routes domains; with it the seven above have no effect, but for `resolver`,
+                which is asked for policies.
             connector: Makes connections.
             hints: What is learned of hosts that is worth knowing next time; `None`: it is kept for
                 the life of this engine.  `engine.queue.hints.open_hints` keeps it in a file.
@@ -112,6 +123,7 @@ class Engine:
             veto: Asked before each connection with the peer and the name of its site; returns why
                 not to connect, or `None`.  A vetoed host is deferred with cause `event`, and the
                 next one is tried.  It must not wait, and runs for every connection.
+            veto_greeting: The same, asked when a host has greeted, with the peer and the greeting.
             grace: Seconds a cancelled engine waits for replies to contents that have left.
             clock: Wall clock, seconds since the epoch.
             rng: Shuffles hosts of equal preference, and chooses among equal proxies.
@@ -123,7 +135,7 @@ class Engine:
             table = settings
         else:
             table = SettingsTable(settings or Settings())
-        refuse_unavailable(table)
+        refuse_contradictions(table)
         self._clock = clock
         self._recorder = Recorder()
         self._seats = Seats(max_in_flight)
@@ -131,12 +143,15 @@ class Engine:
         self.events = EventStream()
         rng = rng or Random()  # noqa: S311 - spreads load, guards nothing
         hints = hints if hints is not None else _default_hints(clock)
-        made_router = router or _default_router(
-            routes,
-            resolver or _default_resolver(name_servers, dns_timeout),
-            own_addresses,
-            own_names,
-        )
+        if resolver is None:
+            resolver = (
+                _default_resolver(name_servers, dns_timeout, trusted_name_servers)
+                if router is None
+                else NoResolver()
+            )
+        made_router = router or _default_router(routes, resolver, own_addresses, own_names)
+        self._sts = StsPolicies(resolver, hints, StsFetcher(dial_by(resolver)), clock=clock)
+        policies = Policies(resolver, self._sts)
         self._shared = Shared(
             connector=connector or Connector(hints=hints, rng=rng),
             table=table,
@@ -149,9 +164,12 @@ class Engine:
             grace=grace,
             make_transcript=Transcript if transcripts else None,
             hints=hints,
+            policies=policies,
+            tls=TlsClient(),
             veto=veto,
+            veto_greeting=veto_greeting,
         )
-        self._dispatcher = Dispatcher(self._shared, made_router, self._wake)
+        self._dispatcher = Dispatcher(self._shared, made_router, policies, self._wake)
         self._nursery: trio.Nursery | None = None
         self._running: AbstractAsyncContextManager[None] | None = None
         self._unsettled = 0
@@ -179,9 +197,12 @@ class Engine:
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
         try:
+            if names_files(self._shared.table):
+                await trio.to_thread.run_sync(refuse_bad_files, self._shared.table)
             async with tasks_beside() as nursery:
                 self._nursery = nursery
                 self._dispatcher.run_in(nursery)
+                nursery.start_soon(self._sts.run, name="MTA-STS policies")
                 try:
                     yield
                     await self.drain()
@@ -282,12 +303,14 @@ def _default_hints(clock: Callable[[], float]) -> Hints:
     return MemoryHints(clock=clock)
 
 
-def _default_resolver(name_servers: Sequence[str], timeout: float) -> Resolver:
+def _default_resolver(
+    name_servers: Sequence[str], timeout: float, trusted: Sequence[str] | None
+) -> Resolver:
     # dnspython is slow to import, and who brings a resolver does not need it.
     from engine.routing.cache import CachingResolver
     from engine.routing.stub import DnsResolver
 
-    return CachingResolver(DnsResolver(name_servers, timeout=timeout))
+    return CachingResolver(DnsResolver(name_servers, timeout=timeout, trusted=trusted))
 
 
 def _default_router(

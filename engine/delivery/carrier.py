@@ -16,12 +16,13 @@ import trio
 from engine.content import MemoryContent
 from engine.delivery.envelope import build, not_convertible, refuse
 from engine.delivery.session import SessionLost
-from engine.delivery.streaming import MOST_OCTETS
+from engine.delivery.streaming import MOST, MOST_OCTETS
 from engine.delivery.transaction import Due, Transaction
 from engine.delivery.verdict import ours
 from engine.outcome import Cause, Scope, Status
 from engine.report import events
-from engine.smtp.command import ENDS_OF_CONTENT, RSET, Kind
+from engine.security import TlsLevel
+from engine.smtp.command import ENDS_OF_CONTENT, QUIT, RSET, Kind
 from engine.smtp.content import scan
 from engine.smtp.errors import ContentError, NotConvertibleError
 from engine.smtp.mime import to_seven_bit
@@ -59,6 +60,15 @@ class Source(Protocol):
         """
         ...
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to come."""
+        ...
+
+    def withdraw(self, attempt: Attempt) -> None:
+        """Take an attempt back of which nothing was said: there was no connection."""
+        ...
+
     def done(self, attempt: Attempt) -> None:
         """Take an attempt back that has nothing left to do here.
 
@@ -88,6 +98,8 @@ class _Flight(Transaction):
         is_behind: Whether it was begun with another one in flight.
         is_reset: Whether RSET goes before it, whose reply is owed.
         is_alone: Whether nothing may be in flight with it.
+        is_overruled: Whether greeting or hello made its refusals void.
+        overruling: What they mean instead; `None`: that all is to be asked again in turn.
         prdr: Whether a reply for each recipient was asked for.
     """
 
@@ -99,6 +111,8 @@ class _Flight(Transaction):
     is_behind = False
     is_reset = False
     is_alone = False
+    is_overruled = False
+    overruling: Verdict | None = None
     prdr = False
 
 
@@ -117,6 +131,7 @@ class Carrier:
         self._window: list[Command] = []
         self._contents = 0  # that were put in windows to their end
         self._octets = 0  # of contents in flight
+        self._has_said_quit = False
 
     async def run(self) -> None:
         """Deliver what the source gives, until there is no more or the connection is of no use.
@@ -124,12 +139,17 @@ class Carrier:
         On return nothing is in flight, and the source has back all that it gave.
         """
         session, flying = self._session, self._flying
+        if self._host.first_words:
+            await self._speak_first()
         while True:
             if self._may_begin:
                 await self._fill()
             if self._window:
                 window, self._window = self._window, []
                 await session.send(*window)
+                if self._has_said_quit:
+                    # Some servers hold their replies back until they see the end (Exim: 200 ms).
+                    await session.half_close()
             if not flying:
                 if self._todo or not self._may_go_on or not await self._wait_for_work():
                     break
@@ -144,11 +164,57 @@ class Carrier:
             self._hear(run)
         self._give_back()
 
+    # -- early pipelining -------------------------------------------------------------------
+
+    async def _speak_first(self) -> None:
+        """Send hello and the first envelope together, and see whether they went together."""
+        host, session = self._host, self._session
+        await self._fill(most=1)
+        window, self._window = self._window, []
+        await session.send(*host.first_words, *window)
+        verdict = await host.confirm()
+        if verdict is None and (session.loss is not None or all(map(self._fits, self._flying))):
+            return
+        for flight in self._flying:
+            flight.is_overruled = True
+            if host.retry is None:
+                flight.overruling = verdict
+        if (verdict is None or host.retry is not None) and not self._contents:
+            # It is not worth waiting for more refusals.
+            session.abandon()
+
+    def _fits(self, flight: _Flight) -> bool:
+        """Whether what was said is what would be said to a host that offers what this one does."""
+        host, (attempt, group, content) = self._host, flight.job
+        offered, message, facts = host.offered, attempt.message, content.facts
+        recipients = [attempt.recipients[place] for place in group]
+        return (
+            flight.is_of(host.manner)
+            and not (host.demand.level > TlsLevel.OFF and offered.starttls and not host.has_tls)
+            and (offered.eight_bit_mime or not facts.is_8bit)
+            and not 0 < host.most_recipients < len(group)
+            and (host.has_prdr or not flight.prdr)
+            and refuse(message, recipients, facts, host.dialect, host.peer) is None
+            and flight.says(build(message, recipients, facts, host.dialect, prdr=flight.prdr))
+        )
+
+    def withdraw(self) -> None:
+        """There is no connection: give everything back as it was."""
+        attempts = dict.fromkeys(work.attempt for work in self._todo)
+        attempts |= dict.fromkeys(flight.job.attempt for flight in self._flying)
+        self._host.recorder.transactions -= len(self._flying)
+        self._flying.clear()
+        self._todo.clear()
+        for attempt in attempts:
+            self._source.withdraw(attempt)
+
     # -- beginning --------------------------------------------------------------------------
 
     @property
     def _may_go_on(self) -> bool:
         host = self._host
+        if self._has_said_quit:
+            return False
         if not host.transactions:
             # Also over a connection that is gone: who came with it is owed a verdict.
             return True
@@ -161,6 +227,7 @@ class Carrier:
             return self._may_go_on
         return (
             len(flying) < host.depth.limit
+            and not self._has_said_quit
             and flying[-1].is_sent
             and not flying[-1].is_alone
             and self._octets < MOST_OCTETS
@@ -168,19 +235,18 @@ class Carrier:
             and not host.is_used_up
         )
 
-    async def _fill(self) -> None:
-        """Begin the transactions that may begin now."""
+    async def _fill(self, most: int = MOST) -> None:
+        """Begin the transactions that may begin now, so many at most."""
         host, todo, flying = self._host, self._todo, self._flying
-        while True:
+        while len(flying) < most:
             while not todo:
                 attempt = self._source.take()
                 if attempt is None:
                     return
                 await self._unpack(attempt)
-            if flying:
-                if todo[0].attempt.message.require_tls:
-                    return  # REQUIRETLS mail travels alone
-            elif host.transactions and not await host.make_ready():
+            if todo[0].attempt.message.require_tls and (flying or host.first_words):
+                return  # REQUIRETLS mail travels alone, and only where it is known to be taken
+            if not flying and host.transactions and not await host.make_ready():
                 # A refused RSET gives the connection up, not the message.
                 return
             self._begin(todo.popleft())
@@ -278,6 +344,20 @@ class Carrier:
         if commands[-1].kind in ENDS_OF_CONTENT:
             self._contents += 1
             flight.content = self._contents
+            if self._may_say_quit:
+                self._has_said_quit = True
+                self._window.append(QUIT)
+
+    @property
+    def _may_say_quit(self) -> bool:
+        """Whether a content is the last one, so that QUIT may go right behind it.
+
+        Not over TLS, where the other side cannot be told that this is the end without ending it.
+        """
+        host = self._host
+        return (
+            host.may_pipeline_quit and not self._todo and (host.is_used_up or self._source.is_over)
+        )
 
     async def _send_content(self, flight: _Flight) -> None:
         """Send a content that is read while it is sent."""
@@ -290,8 +370,11 @@ class Carrier:
                     if piece.is_last:
                         self._contents += 1
                         flight.content = self._contents
-                    await session.send(piece)
+                        self._has_said_quit = self._may_say_quit
+                    await session.send(piece, *((QUIT,) if self._has_said_quit else ()))
             flight.streamed()
+            if self._has_said_quit:
+                await session.half_close()
         except (OSError, ContentError) as error:
             # Our fault: the content stays unfinished, and the connection with it.
             session.abandon()
@@ -303,7 +386,7 @@ class Carrier:
     def _hear(self, run: Run) -> None:
         """Hand replies to the transactions they belong to, the oldest first."""
         place, end, flying = 0, len(run.replies), self._flying
-        while place < end:
+        while place < end and flying:  # a reply to QUIT is nobody's
             flight = flying[0]
             if flight.is_reset and run.commands[place].kind is Kind.RSET:
                 flight.is_reset = False
@@ -331,7 +414,10 @@ class Carrier:
         self._octets -= content.facts.octets
         host.recorder.octets += self._session.content_octets - flight.octets_before
         attempt.jobs -= 1
-        if flight.again or flight.doubtful or not self._session.is_usable:
+        again: AbstractSet[int]
+        if flight.is_overruled:
+            again = self._overrule(flight)
+        elif flight.again or flight.doubtful or not self._session.is_usable:
             again = self._sort_out(flight)
         else:
             again = _NOBODY
@@ -347,6 +433,22 @@ class Carrier:
             self._flying[0].is_nested = True
         if not attempt.jobs:
             self._source.done(attempt)
+
+    def _overrule(self, flight: _Flight) -> AbstractSet[int]:
+        """Return who is asked again, because the host was not the one that it was taken for."""
+        attempt, group, _ = flight.job
+        undone = [
+            place
+            for place, verdict in enumerate(flight.verdicts)
+            if verdict is None or verdict.status not in (Status.DELIVERED, Status.UNKNOWN)
+        ]
+        if flight.overruling is not None:
+            for place in undone:
+                flight.verdicts[place] = flight.overruling
+            return _NOBODY
+        attempt.in_turn = attempt.returns = True
+        self._drop_jobs_of(attempt)
+        return {group[place] for place in undone}
 
     def _sort_out(self, flight: _Flight) -> AbstractSet[int]:
         """Return who is asked once more, and see to it."""

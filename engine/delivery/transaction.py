@@ -134,6 +134,14 @@ class Transaction:
         elif prdr:
             self._answers = Answers.FOR_EACH_AND_ALL
 
+    def is_of(self, manner: Manner) -> bool:
+        """Whether it is carried out in this manner."""
+        return self._manner == manner
+
+    def says(self, envelope: Envelope) -> bool:
+        """Whether this is its envelope."""
+        return self._envelope == envelope
+
     # -- what is said -----------------------------------------------------------------------
 
     def begin(self) -> tuple[Command, ...]:

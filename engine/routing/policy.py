@@ -25,7 +25,7 @@ from engine.routing.flight import SingleFlight
 from engine.routing.mta_sts import StsFinding, judge
 from engine.routing.opinion import Opinion, combine
 from engine.routing.sender_rules import judge_message, judge_settings, policy_domain
-from engine.security import HostRefused, MessageTls, ReportedPolicy, TlsDemand
+from engine.security import HostRefused, MessageTls, ReportedPolicy, Stance, TlsDemand
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,6 +133,32 @@ class Policies:
         search = partial(self._search, key, route, candidate, settings)
         return await self._searches.share(key, search)
 
+    async def stance(self, domain: str, route: Route, settings: Settings) -> tuple[Stance, float]:
+        """Return what distinguishes a domain from others of its site, and how long that holds.
+
+        Args:
+            domain: The recipient domain, as it was routed.
+            route: Its route.
+            settings: Those for the site.
+        """
+        secure, aliases = (
+            (route.is_secure, route.aliases) if settings.dane != "off" else (False, ())
+        )
+        if (
+            settings.mta_sts == "off"
+            or settings.tls == "off"
+            or self._sts is None
+            # With a static route the hosts are who counts.
+            or route.is_static
+            or not route.candidates
+            or (owner := policy_domain(domain, route, route.candidates[0])) is None
+        ):
+            return Stance(secure, aliases), math.inf
+        finding = await self._find(owner)
+        policy = finding.policy
+        sts = () if policy is None or policy.mode == "none" else (policy.mode, *policy.mx)
+        return Stance(secure, aliases, sts), max(finding.seconds, _MIN_SECONDS)
+
     async def _search(
         self, key: _Key, route: Route, candidate: Candidate, settings: Settings
     ) -> _Verdict:
@@ -167,13 +193,15 @@ class Policies:
         return opinions
 
     async def _ask_sts(self, owner: str, host: str) -> Opinion:
-        finding = StsFinding(is_unknown=True)
         if self._sts is None:
-            finding = StsFinding(seconds=math.inf)
-        else:
-            with trio.move_on_after(_STS_TIMEOUT):
-                finding = await self._sts.find(owner)
-        return judge(owner, finding, host)
+            return judge(owner, StsFinding(seconds=math.inf), host)
+        return judge(owner, await self._find(owner), host)
+
+    async def _find(self, owner: str) -> StsFinding:
+        assert self._sts is not None
+        with trio.move_on_after(_STS_TIMEOUT):
+            return await self._sts.find(owner)
+        return StsFinding(is_unknown=True)
 
 
 def _addressed(verdict: _Verdict, key: _Key, owner: str | None) -> _Verdict:

@@ -99,6 +99,7 @@ async def deliver(options: SendOptions, config: Config, routes: Routes) -> Exit:
             routes=routes,
             name_servers=config.name_servers,
             dns_timeout=config.dns_timeout,
+            trusted_name_servers=config.trusted,
             own_addresses=config.own_addresses,
             own_names=config.own_names,
             transcripts=options.manner.transcripts,

@@ -132,6 +132,9 @@ def test_normalised_content_has_no_line_end_but_crlf_and_stays_as_it_is(octets):
         (b"\r\n\xc3\xa9\r\n", ContentFacts(6, True, 2, False)),
         (b"\xc3\xa9\r\n", ContentFacts(4, True, 2, True)),
         (b"a\r\nb\r\n\r\n\xff\r\n\r\nc\r\n", ContentFacts(16, True, 1, False)),
+        (b"TLS-Required: No\r\n\r\n", ContentFacts(20, False, 16, False, True)),
+        (b"a: \xff\r\ntls-required:\r\n no\r\n", ContentFacts(26, True, 13, True, True)),
+        (b"\r\nTLS-Required: No\r\n", ContentFacts(20, False, 16, False)),
     ],
 )
 def test_facts_count_octets_lines_and_look_for_utf8_where_it_matters(octets, facts):
@@ -141,11 +144,20 @@ def test_facts_count_octets_lines_and_look_for_utf8_where_it_matters(octets, fac
 @given(CLEAN, CUTS)
 @example(b"a\r\n\r\n\xc3\r\n", [3, 4])
 @example(b"\r\n\xc3\r\n", [1])
+@example(b"a: b\r\nTLS-Required: No\r\n\r\nb\r\n", [9, 12, 26])
+@example(b"a: b\r\n\r\nTLS-Required: No\r\n", [7])
 def test_scanning_in_pieces_equals_scanning_whole(octets, cuts):
     scanner = Scanner()
     for piece in cut(octets, cuts):
         scanner.feed(piece)
     assert scanner.facts() == scan(octets)
+
+
+@pytest.mark.parametrize("before", [100, 200_000])
+def test_the_wish_to_do_without_tls_is_found_in_large_contents_too(before):
+    field, body = b"TLS-Required: No\r\n", b"x" * 98 + b"\r\n"
+    assert scan(field + b"\r\n" + body * before).is_tls_optional
+    assert not scan(b"\r\n" + body * before + field).is_tls_optional
 
 
 @given(CLEAN)

@@ -123,6 +123,7 @@ class HostSession:
         self._mark = 0
         self._is_set_up = False
         self._is_stream_noted = False
+        self._takes_quit_behind = False
         self._began = self.now()
         self._hello_seconds = self._tls_seconds = 0.0
         self._most_transactions = settings.max_messages_per_connection
@@ -287,9 +288,11 @@ class HostSession:
         if opening.has_tls or not offered.starttls:
             # RFC 9422 §6: before TLS somebody else may have said them.
             self._heed_limits(offered)
+        is_known = opening.is_known_to_stream or offered.pipeconnect
         takes_streams = self.memory.takes_streams
         if takes_streams is None:
-            takes_streams = opening.is_known_to_stream or offered.pipeconnect
+            takes_streams = is_known
+        self._takes_quit_behind = is_known and takes_streams
         link = self._connection.observe() if self._connection is not None else None
         self.depth = Depth(
             settings.stream_depth,
@@ -444,9 +447,14 @@ class HostSession:
 
     @property
     def may_pipeline_quit(self) -> bool:
-        """Whether QUIT may follow the last content at once."""
+        """Whether QUIT may follow the last content at once.
+
+        Only to servers that are known by name: others may take the half-closed connection for a
+        lost one, accept the message and keep the reply to themselves (Haraka 3.3).
+        """
         return (
-            self.manner.pipelining
+            self._takes_quit_behind
+            and self.manner.pipelining
             and self.settings.quit_pipelining
             and not self.has_tls
             and not self.first_words

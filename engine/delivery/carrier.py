@@ -330,10 +330,10 @@ class Carrier:
         flying = self._flying
         if flying:
             flight.is_behind = True
-            before = flying[-1].job.attempt.message.reverse_path
-            if message.reverse_path != before and host.manner.chunking:
-                # Should nobody of the one before be accepted, no content ends it; a server that
-                # holds it for still open would deliver this one under the other's reverse-path.
+            if not flying[-1].is_accepted:
+                # Should nobody of the one before be accepted, no content ends it: MAIL would be
+                # nested, which servers count as an error (Exim hangs up at the fourth), and a
+                # server that goes on would deliver this one under the other's reverse-path.
                 flight.is_reset = True
                 self._window.append(RSET)
         flying.append(flight)
@@ -429,8 +429,8 @@ class Carrier:
                 host.note_stream()
             else:
                 host.depth.delivered()
-        elif flight.leaves_open and self._flying:
-            self._flying[0].is_nested = True
+        elif self._flying and not flight.is_accepted:
+            host.refusals += 1
         if not attempt.jobs:
             self._source.done(attempt)
 

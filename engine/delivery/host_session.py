@@ -17,7 +17,7 @@ from engine.delivery.host_memory import HostMemory
 from engine.delivery.login import Login
 from engine.delivery.opening import Opening, Terms, say_quit
 from engine.delivery.session import SessionLost
-from engine.delivery.streaming import Depth
+from engine.delivery.streaming import MOST_REFUSALS, Depth
 from engine.delivery.transaction import Manner
 from engine.delivery.verdict import Trouble, Verdict, judge, lost
 from engine.net.tls_errors import TlsFailed
@@ -74,6 +74,7 @@ class HostSession:
         dialect: How envelopes are written.
         depth: How many transactions may be in flight.
         transactions: Mail transactions begun.
+        refusals: Those of them that nobody was accepted of, with others in flight behind.
         ending: How the session ended, `done` when it ended with our QUIT; empty before.
         retry: How the host should be asked once more, where it could not be used.
         most_recipients: Recipients in one transaction at most; 0: any number.
@@ -107,7 +108,7 @@ class HostSession:
         self.manner = Manner()
         self.dialect = Dialect(NO_CAPABILITIES)
         self.depth = Depth(1, is_known=False, round_trip=None, is_possible=False)
-        self.transactions = 0
+        self.transactions = self.refusals = 0
         self.ending = ""
         self.retry: Retry | None = None
         self.did_last_succeed = False
@@ -438,7 +439,9 @@ class HostSession:
     @property
     def is_used_up(self) -> bool:
         """Whether the connection has carried as much as settings and host allow."""
-        return 0 < self._most_transactions <= self.transactions
+        return (
+            0 < self._most_transactions <= self.transactions or self.refusals >= MOST_REFUSALS
+        )
 
     @property
     def has_tls(self) -> bool:

@@ -14,6 +14,10 @@ from typing import Final, Literal
 MOST: Final = 16
 #: Octets of content in flight above which none is added: more does not fill a link any better.
 MOST_OCTETS: Final = 1024 * 1024
+#: Transactions that nobody was accepted of, with others in flight behind, after which a connection
+#: is given up.  Servers hang up after so many commands that bring no mail (Exim: at the eleventh
+#: RSET of this kind), and what is in flight then is in doubt.
+MOST_REFUSALS: Final = 3
 #: A round trip that is not worth it, in seconds.
 _SHORT: Final = 0.001
 

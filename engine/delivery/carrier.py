@@ -16,7 +16,7 @@ import trio
 from engine.content import MemoryContent
 from engine.delivery.envelope import build, not_convertible, refuse
 from engine.delivery.session import SessionLost
-from engine.delivery.streaming import MOST, MOST_OCTETS
+from engine.delivery.streaming import FEW_RECIPIENTS, MOST, MOST_OCTETS
 from engine.delivery.transaction import Due, Transaction
 from engine.delivery.verdict import ours
 from engine.outcome import Cause, Scope, Status
@@ -244,6 +244,8 @@ class Carrier:
                 if attempt is None:
                     return
                 await self._unpack(attempt)
+            if flying and not host.takes_streams and len(todo[0].group) > FEW_RECIPIENTS:
+                return  # more than a server must have room for that may not take it at all
             if todo[0].attempt.message.require_tls and (flying or host.first_words):
                 return  # REQUIRETLS mail travels alone, and only where it is known to be taken
             if not flying and host.transactions and not await host.make_ready():

@@ -73,6 +73,7 @@ class HostSession:
         manner: How transactions are carried out.
         dialect: How envelopes are written.
         depth: How many transactions may be in flight.
+        takes_streams: Whether it is known, or has shown, to take several in flight.
         transactions: Mail transactions begun.
         refusals: Those of them that nobody was accepted of, with others in flight behind.
         ending: How the session ended, `done` when it ended with our QUIT; empty before.
@@ -124,7 +125,7 @@ class HostSession:
         self._mark = 0
         self._is_set_up = False
         self._is_stream_noted = False
-        self._takes_quit_behind = False
+        self.takes_streams = self._takes_quit_behind = False
         self._began = self.now()
         self._hello_seconds = self._tls_seconds = 0.0
         self._most_transactions = settings.max_messages_per_connection
@@ -293,6 +294,7 @@ class HostSession:
         takes_streams = self.memory.takes_streams
         if takes_streams is None:
             takes_streams = is_known
+        self.takes_streams = takes_streams
         self._takes_quit_behind = is_known and takes_streams
         link = self._connection.observe() if self._connection is not None else None
         self.depth = Depth(
@@ -428,7 +430,7 @@ class HostSession:
     def note_stream(self) -> None:
         """Take note that a transaction behind another one was taken."""
         if not self._is_stream_noted:
-            self._is_stream_noted = True
+            self._is_stream_noted = self.takes_streams = True
             self.memory.note_stream(is_taken=True)
 
     @property
@@ -439,9 +441,7 @@ class HostSession:
     @property
     def is_used_up(self) -> bool:
         """Whether the connection has carried as much as settings and host allow."""
-        return (
-            0 < self._most_transactions <= self.transactions or self.refusals >= MOST_REFUSALS
-        )
+        return 0 < self._most_transactions <= self.transactions or self.refusals >= MOST_REFUSALS
 
     @property
     def has_tls(self) -> bool:

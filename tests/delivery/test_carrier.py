@@ -429,6 +429,31 @@ async def test_what_a_server_refuses_behind_the_dot_is_sent_again_in_lockstep(au
     assert {connection for connection, _ in places(outcomes)} == {1}
 
 
+@pytest.mark.parametrize(
+    ("greeting", "rides"), [("mx.test ESMTP Exim 4.96", True), ("mx.test ESMTP Haraka", False)]
+)
+async def test_the_first_envelope_behind_the_dot_of_a_stranger_is_a_small_one(
+    greeting, rides, autojump_clock
+):
+    """Haraka 3.3 hangs up on more than 8 KB there, and keeps its reply to the content."""
+    many = [f"{number}@x.test" for number in range(11)]
+    rcpts = "".join(f"C: RCPT TO:<{name}>\n" for name in many)
+    envelope = "C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{}>\nC: DATA\n"
+    taken, content = replies("250 ok", "250 ok", "354 go on"), "C= content\n"
+    large = "C: MAIL FROM:<s@me.test>\n" + rcpts + "C: DATA\n"
+    large_taken = replies("250 ok", *["250 ok"] * 11, "354 go on")
+    script = opening(True).replace("S: 220 mx.test", f"S: 220 {greeting}")
+    script += envelope.format(A) + taken + content + "S: 250 queued\n"
+    script += envelope.format(B) + taken + content + "S: 250 queued\n"
+    script += large + large_taken + content + "S: 250 queued\n"
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, message(A), message(B), message(*many), **TOGETHER)
+        written = b"|".join(hosts.streams[0].writes)
+
+    assert told(outcomes) == delivered(*sorted((A, B, *many)))
+    assert (b"\r\n.\r\nMAIL" in written) is rides
+
+
 async def test_a_lost_stream_leaves_in_doubt_what_has_left_and_nothing_else(autojump_clock):
     script = OPEN + chunk(A) + GOOD + chunk(B) + behind(C) + behind(D)
     script += GOOD + FLUSHED + "S: 250 ok\n! close"

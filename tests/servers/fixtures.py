@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from engine.testing.link import Link
     from tests.servers.mail_server import MailServer
 
-MAIL_SERVERS = ("aiosmtpd", "smtp-sink", "postfix", "exim", "opensmtpd", "dovecot", "haraka")
+SMTP_SERVERS = ("aiosmtpd", "smtp-sink", "postfix", "exim", "opensmtpd", "haraka")
+MAIL_SERVERS = (*SMTP_SERVERS, "dovecot")
 """The ids of `mail_server`. To pick some:
 `@pytest.mark.parametrize("mail_server", ["postfix", "exim"], indirect=True)`."""
 

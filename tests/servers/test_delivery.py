@@ -19,7 +19,7 @@ import engine as package
 from engine import Engine, Message, Recipient, Settings, from_file, from_octets
 from engine.content import FileContent, MemoryContent
 from engine.smtp.content import ContentFacts
-from tests.servers.fixtures import MAIL_SERVERS
+from tests.servers.fixtures import MAIL_SERVERS, SMTP_SERVERS
 from tests.servers.mailbox import Received
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.servers
 
-#: Those that speak SMTP, those that tell addresses apart, and those that were built with SMTPUTF8.
-SMTP = [name for name in MAIL_SERVERS if name != "dovecot"]
+#: Those that tell addresses apart, and those that were built with SMTPUTF8.
 REFUSING = [name for name in MAIL_SERVERS if name != "smtp-sink"]
 UTF8 = ["aiosmtpd", "postfix", "exim", "haraka"]
 NOT_UTF8 = ["smtp-sink", "opensmtpd", "dovecot"]
@@ -146,7 +145,7 @@ async def test_the_null_reverse_path_is_delivered(mail_server: MailServer) -> No
     assert await mail_server.received() == [Received("", ("c@ok.test",), LETTER)]
 
 
-@pytest.mark.parametrize("mail_server", SMTP, indirect=True)
+@pytest.mark.parametrize("mail_server", SMTP_SERVERS, indirect=True)
 async def test_without_esmtp_helo_does(mail_server: MailServer) -> None:
     settings = Settings(helo_name="client.test", esmtp=False)
     [outcome] = await deliver(mail_server, letter("c@ok.test"), settings=settings, transcripts=True)

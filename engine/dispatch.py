@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from engine.delivery.lane import Lane
     from engine.delivery.shared import Shared
     from engine.message import Message, Recipient
+    from engine.outcome import Outcome
     from engine.routing.policy import Policies
     from engine.routing.router import Router
     from engine.settings import Settings
@@ -50,6 +51,8 @@ class _Parcel:
         submitted_at: When it was submitted, by Trio's clock.
         routes: What is known of its domains.
         stances: What they ask for on the way; of all that can be routed.
+        settle: Takes the outcomes in place of whoever reads the engine's.
+        is_callout: Whether recipients are only asked about, and no content is sent.
         unknown: The domains whose route is being looked for.
     """
 
@@ -58,6 +61,8 @@ class _Parcel:
     submitted_at: float
     routes: dict[str, Route | Unroutable] = field(default_factory=dict)
     stances: dict[str, Stance] = field(default_factory=dict)
+    settle: Callable[[Outcome], None] | None = None
+    is_callout: bool = False
     unknown: set[str] = field(default_factory=set)
 
 
@@ -89,7 +94,7 @@ class Dispatcher:
         shared: Shared,
         router: Router,
         policies: Policies,
-        on_pool_closed: Callable[[], None],
+        on_change: Callable[[], None],
     ) -> None:
         """Make a dispatcher; it works inside `run_in`'s nursery.
 
@@ -97,13 +102,13 @@ class Dispatcher:
             shared: The engine's parts.
             router: Routes domains.
             policies: Say what domains ask for on the way.
-            on_pool_closed: Called when a pool has ended.
+            on_change: Called when a pool has ended, and when nothing is being routed any more.
         """
         self.pools: dict[tuple[str, str, tuple[int, ...]], SitePool] = {}
         self._shared = shared
         self._router = router
         self._policies = policies
-        self._on_pool_closed = on_pool_closed
+        self._on_change = on_change
         self._waiting: dict[str, list[_Parcel]] = {}
         self._ways: dict[str, _Way] = {}
         self._nursery: trio.Nursery | None = None
@@ -113,6 +118,11 @@ class Dispatcher:
         """Start tasks in this nursery from now on."""
         self._nursery = nursery
         self._now = trio.lowlevel.current_clock().current_time
+
+    @property
+    def is_routing(self) -> bool:
+        """Whether messages wait for the way to a domain to be found."""
+        return bool(self._waiting)
 
     def dispatch(self, message: Message) -> None:
         """Hand a message to its pools, at once where the ways are known."""
@@ -129,6 +139,28 @@ class Dispatcher:
                     attempt.lane = pool.lane(asked, way.stance, way.lane.domain)
                 pool.put(attempt)
                 return
+        self._dispatch_slowly(message, now)
+
+    def dispatch_apart(
+        self, message: Message, settle: Callable[[Outcome], None], *, is_callout: bool = False
+    ) -> None:
+        """Hand a message to its pools that is nobody's but whoever asks.
+
+        Args:
+            message: It.
+            settle: Takes each recipient's outcome; must not wait.
+            is_callout: Whether recipients are only asked about, and no content is sent.
+        """
+        self._dispatch_slowly(message, self._now(), settle, is_callout=is_callout)
+
+    def _dispatch_slowly(
+        self,
+        message: Message,
+        now: float,
+        settle: Callable[[Outcome], None] | None = None,
+        *,
+        is_callout: bool = False,
+    ) -> None:
         by_domain: dict[str, list[Recipient]] = {}
         for recipient in message.recipients:
             domain = recipient.mailbox.routing_domain
@@ -136,7 +168,7 @@ class Dispatcher:
                 by_domain[domain].append(recipient)
             else:
                 by_domain[domain] = [recipient]
-        parcel = _Parcel(message, by_domain, now)
+        parcel = _Parcel(message, by_domain, now, settle=settle, is_callout=is_callout)
         for domain in by_domain:
             way = self._ways.get(domain)
             known = self._router.known(domain, self._family_for(domain))
@@ -195,6 +227,8 @@ class Dispatcher:
         finally:
             for parcel in self._waiting.pop(domain):
                 self._let_go(parcel, domain, found, stance, verdict)
+            if not self._waiting:
+                self._on_change()
         events = self._shared.events
         if found is not None and RecipientsRouted in events.wanted:
             site = found.site if isinstance(found, Route) else ""
@@ -212,7 +246,8 @@ class Dispatcher:
         if found is None:
             # This part ends here; what else the message has goes its own way.
             recipients = parcel.by_domain.pop(domain)
-            self._attempt(parcel, recipients, self._shared.settle).end(verdict, trio.current_time())
+            attempt = self._attempt(parcel, recipients, self._shared.settle)
+            attempt.end(verdict, trio.current_time())
         else:
             parcel.routes[domain], parcel.stances[domain] = found, stance
         if not parcel.unknown:
@@ -247,13 +282,16 @@ class Dispatcher:
         settle: Callable[..., None],
         route_seconds: float = 0.0,
     ) -> Attempt:
-        return Attempt(
+        attempt = Attempt(
             parcel.message,
             recipients,
-            settle,
+            parcel.settle or settle,
             parcel.submitted_at,
             route_seconds,
         )
+        if parcel.is_callout:
+            attempt.is_callout = True
+        return attempt
 
     def _settings_for(self, domain: str, site: str) -> Settings:
         table = self._shared.table
@@ -279,7 +317,7 @@ class Dispatcher:
     def _forget(self, pool: SitePool) -> None:
         for key in [key for key, known in self.pools.items() if known is pool]:
             del self.pools[key]
-        self._on_pool_closed()
+        self._on_change()
 
     def _settle_unroutable(
         self, parcel: _Parcel, recipients: list[Recipient], found: Unroutable

@@ -74,7 +74,9 @@ FLOOR_PLAN = {
 #: Of the worker, the demonstration alone may use the fakes that are made for tests.
 USES_FAKES = {"engine.worker.demo"}
 #: What stands in `engine/` itself and is no value.
-ROOM_OF = dict.fromkeys(("__init__", "dispatch", "engine", "single", "tls_files"), "engine")
+ROOM_OF = dict.fromkeys(
+    ("__init__", "callout", "dispatch", "engine", "single", "tls_files", "tls_reports"), "engine"
+)
 ROOM_OF["__main__"] = "worker"
 
 IO_MODULES = {"trio", "socket", "ssl", "select", "selectors", "threading", "sqlite3", "subprocess"}

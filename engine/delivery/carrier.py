@@ -189,13 +189,14 @@ class Carrier:
         offered, message, facts = host.offered, attempt.message, content.facts
         recipients = [attempt.recipients[place] for place in group]
         return (
-            flight.is_of(host.manner)
-            and not (host.demand.level > TlsLevel.OFF and offered.starttls and not host.has_tls)
+            not (host.demand.level > TlsLevel.OFF and offered.starttls and not host.has_tls)
             and (offered.eight_bit_mime or not facts.is_8bit)
             and not 0 < host.most_recipients < len(group)
             and (host.has_prdr or not flight.prdr)
             and refuse(message, recipients, facts, host.dialect, host.peer) is None
-            and flight.says(build(message, recipients, facts, host.dialect, prdr=flight.prdr))
+            and flight.would_fit(
+                build(message, recipients, facts, host.dialect, prdr=flight.prdr), host.manner
+            )
         )
 
     def withdraw(self) -> None:
@@ -246,7 +247,8 @@ class Carrier:
                 await self._unpack(attempt)
             if flying and not host.takes_streams and len(todo[0].group) > FEW_RECIPIENTS:
                 return  # more than a server must have room for that may not take it at all
-            if todo[0].attempt.message.require_tls and (flying or host.first_words):
+            first = todo[0].attempt
+            if (first.message.require_tls or first.is_callout) and (flying or host.first_words):
                 return  # REQUIRETLS mail travels alone, and only where it is known to be taken
             if not flying and host.transactions and not await host.make_ready():
                 # A refused RSET gives the connection up, not the message.
@@ -314,9 +316,14 @@ class Carrier:
         recipients: Sequence[Recipient] = attempt.recipients
         if len(group) < len(recipients):
             recipients = [recipients[place] for place in group]
-        prdr = host.has_prdr and len(group) > 1
-        envelope = build(message, recipients, content.facts, host.dialect, prdr=prdr)
-        flight = _Flight(envelope, content, host.peer, host.manner, prdr=prdr)
+        is_callout, dialect = attempt.is_callout, host.dialect
+        if is_callout:
+            dialect = dialect._replace(size_addition=-1)  # no size of nothing
+        prdr = host.has_prdr and len(group) > 1 and not is_callout
+        envelope = build(message, recipients, content.facts, dialect, prdr=prdr)
+        flight = _Flight(
+            envelope, content, host.peer, host.manner, prdr=prdr, is_callout=is_callout
+        )
         host.transactions = number = host.transactions + 1
         host.recorder.transactions += 1
         if events.TransactionStarted in host.events.wanted:
@@ -324,7 +331,7 @@ class Carrier:
         flight.job, flight.number = job, number
         flight.started, flight.octets_before = host.now(), self._session.content_octets
         self._octets += content.facts.octets
-        if message.require_tls:
+        if message.require_tls or is_callout:
             flight.is_alone = True
         if prdr:
             flight.prdr = True
@@ -429,7 +436,7 @@ class Carrier:
         if host.did_last_succeed:
             if flight.is_behind:
                 host.note_stream()
-            else:
+            elif not attempt.is_callout:
                 host.depth.delivered()
         elif self._flying and not flight.is_accepted:
             host.refusals += 1
@@ -445,8 +452,9 @@ class Carrier:
             if verdict is None or verdict.status not in (Status.DELIVERED, Status.UNKNOWN)
         ]
         if flight.overruling is not None:
+            self._host.report_all(attempt, flight.overruling, [group[place] for place in undone])
             for place in undone:
-                flight.verdicts[place] = flight.overruling
+                flight.verdicts[place] = None
             return _NOBODY
         attempt.in_turn = attempt.returns = True
         self._drop_jobs_of(attempt)

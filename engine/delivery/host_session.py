@@ -519,7 +519,7 @@ class HostSession:
         for place, verdict in zip(group, verdicts):  # noqa: B905 - every message comes by here
             if verdict is None or place in but:
                 continue
-            if verdict[0] is Status.DELIVERED:
+            if verdict[0] is Status.DELIVERED or verdict[0] is Status.ACCEPTED:
                 self.did_last_succeed = True
                 attempt.report(place, verdict, now, carriage)
             else:
@@ -541,11 +541,23 @@ class HostSession:
             return verdict._replace(status=Status.DEFERRED, scope=Scope.SOURCE, is_here_only=False)
         return verdict
 
-    def report_all(self, attempt: Attempt, verdict: Verdict) -> None:
-        """Give everybody this host has not decided on the same verdict; no transaction did it."""
+    def report_all(
+        self, attempt: Attempt, verdict: Verdict, group: Sequence[int] | None = None
+    ) -> None:
+        """Give everybody this host has not decided on the same verdict; no transaction did it.
+
+        Args:
+            attempt: Whose they are.
+            verdict: It.
+            group: For whom of them; `None`: for all.
+        """
         carriage = self._carriage(self.features, self.transactions, 0.0)._replace(transaction=None)
         self.did_last_succeed = False
-        attempt.report_all(verdict, self.now(), carriage)
+        if group is None:
+            attempt.report_all(verdict, self.now(), carriage)
+            return
+        for place in group:
+            attempt.report(place, verdict, self.now(), carriage)
 
     def _carriage(self, features: Features, number: int, seconds: float) -> Carriage:
         """Say of a transaction what is common to its recipients."""

@@ -136,6 +136,7 @@ class SitePool:
         self.seats = _Seats(self)
         self._nursery: trio.Nursery | None = None
         self._is_patient = False
+        self._is_ending = False  # no new mail comes
         self._is_draining = False
         self.is_closed = False
         self._quiet = trio.Event()
@@ -187,9 +188,13 @@ class SitePool:
         if self._idle and self._connections >= self._most:
             self._idle[0].woken.set()  # it leads elsewhere, and its seat is needed
 
+    def expect_no_more(self) -> None:
+        """Take note that no new mail will come, so that connections may end with what there is."""
+        self._is_ending = True
+
     def drain(self) -> None:
         """Take leave of idle connections at once, now and from now on."""
-        self._is_draining = True
+        self._is_ending = self._is_draining = True
         for waiter in self._idle:
             waiter.woken.set()
         for task in self._in_transit:
@@ -323,7 +328,7 @@ class SitePool:
         Not at all while there is work that it may not do and all seats are taken.
 
         Args:
-            session: It; ready for MAIL.
+            session: It; nothing is in flight.
             line: What it can carry.
             room: How many attempts it can begin with at once.
             seconds: How long it is kept.
@@ -338,7 +343,7 @@ class SitePool:
             if attempt is not None or trio.current_time() >= deadline or not self._may_lie_down:
                 return attempt
             await self._lie_down(session, _Waiter(line, room), deadline)
-            if not session.is_ready:
+            if not session.is_at_rest:
                 return None
 
     async def _lie_down(self, session: Session, waiter: _Waiter, deadline: float) -> None:
@@ -458,7 +463,7 @@ class SitePool:
     @property
     def is_over(self) -> bool:
         """Whether no more mail will come, and none is left that a connection could take."""
-        return self._is_draining and not self.waiting and not self._in_transit
+        return self._is_ending and not self.waiting and not self._in_transit
 
     def departed(self, task: DeliveryTask) -> None:
         """Account for a task that is on its way to a host."""

@@ -186,6 +186,11 @@ class Session:
         return self.loss is None and self._connection.is_ready
 
     @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing is owed, and more may be said whenever there is something to say."""
+        return self.is_usable and not self._connection.unanswered
+
+    @property
     def is_usable(self) -> bool:
         """Whether commands can still be exchanged."""
         return self.loss is None and not self._connection.is_spoiled
@@ -232,8 +237,7 @@ class Session:
         What connecting raises comes out.
         """
         if self._dial is not None:
-            dial, self._dial = self._dial, None
-            self._stream = await dial(b"")
+            await self._connect(b"")
             self._arm()
 
     async def send(self, *window: Command) -> None:
@@ -248,7 +252,7 @@ class Session:
         if self._is_ending:
             await trio.lowlevel.checkpoint_if_cancelled()  # nobody would hear the reply
         if self._dial is not None:
-            await self._connect(window)
+            await self._send_first(window)
             return
         if not self._is_writing:
             # The channel is empty: what goes in comes out at once, without a task switch.
@@ -396,13 +400,20 @@ class Session:
     # As long as the kernel takes all, whoever put a window on the channel writes it on the spot.
     # When the kernel would block, the writer task has the rest, and what comes behind it waits.
 
-    async def _connect(self, window: Window) -> None:
+    async def _connect(self, words: bytes) -> None:
+        assert self._dial is not None
+        dial, self._dial = self._dial, None
+        try:
+            self._stream = await dial(words)
+        except BaseException:
+            self.abandon()
+            raise
+
+    async def _send_first(self, window: Window) -> None:
         """Connect, with the commands of the first window as what is said first.
 
         What is said so may arrive twice (RFC 7413 §2.1): content follows when the connection stands.
         """
-        assert self._dial is not None
-        dial, self._dial = self._dial, None
         octets = self._connection.send_window(window)
         if self._scribe is not None:
             self._note(window)
@@ -412,7 +423,7 @@ class Session:
                 early += command.head
                 break
             early += len(command.octets)
-        self._stream = await dial(octets[:early])
+        await self._connect(octets[:early])
         self._put(window, octets, early)
         self._arm()
 

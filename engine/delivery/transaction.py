@@ -12,6 +12,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.delivery.verdict import (
+    accepted,
     delivered,
     is_overflow,
     is_protocol_doubt,
@@ -102,6 +103,7 @@ class Transaction:
     was_heard = False
     _is_refused = False
     _is_one_flight = False
+    _is_callout = False
     _rcpts_heard = 0
     _owed = 0
     _answers = Answers.ONCE
@@ -116,25 +118,40 @@ class Transaction:
         manner: Manner,
         *,
         prdr: bool = False,
+        is_callout: bool = False,
     ) -> None:
+        """Begin.
+
+        Args:
+            envelope: Its commands.
+            content: What is sent.
+            peer: With whom.
+            manner: How.
+            prdr: Whether a reply for each recipient is asked for after the content.
+            is_callout: Whether recipients are only asked about, and no content is sent.
+        """
         self.verdicts: list[Verdict | None] = [None] * len(envelope.rcpts)
         self._envelope = envelope
         self._content = content
         self._peer = peer
         self._manner = manner
         self._accepted: list[int] = []
+        if is_callout:
+            self._is_callout = True
         if manner.lmtp:
             self._answers = Answers.FOR_EACH
         elif prdr:
             self._answers = Answers.FOR_EACH_AND_ALL
 
-    def is_of(self, manner: Manner) -> bool:
-        """Whether it is carried out in this manner."""
-        return self._manner == manner
-
-    def says(self, envelope: Envelope) -> bool:
-        """Whether this is its envelope."""
-        return self._envelope == envelope
+    def would_fit(self, envelope: Envelope, manner: Manner) -> bool:
+        """Whether it says nothing that would not be said in this envelope and manner, too."""
+        ours = (self._envelope.mail, *self._envelope.rcpts)
+        theirs = (envelope.mail, *envelope.rcpts)
+        return (
+            self._manner.pipelining <= manner.pipelining
+            and self._manner.chunking <= manner.chunking
+            and all(map(_says_no_more, ours, theirs))
+        )
 
     @property
     def is_accepted(self) -> bool:
@@ -149,6 +166,10 @@ class Transaction:
         if not manner.pipelining:
             return self._ask(mail)
         self._owed = len(rcpts) + 2
+        if self._is_callout:
+            self._owed -= 1
+            self.is_sent = True
+            return (mail, *rcpts)
         if not manner.chunking:
             return (mail, *rcpts, DATA)
         octets = self._content.octets
@@ -269,7 +290,10 @@ class Transaction:
         if self._is_refused:
             return self._go_on()
         if reply.code // 100 == 2:
-            self._accepted.append(place)
+            if self._is_callout:
+                self.verdicts[place] = accepted(reply, self._peer)
+            else:
+                self._accepted.append(place)
             return self._go_on() if not self._owed else _NONE
         if is_overflow(reply):
             self.again = (*self.again, place)
@@ -384,7 +408,7 @@ class Transaction:
         """Ask again only where this transaction made progress, or it would go round in circles."""
         if self.again and not self._accepted:
             statuses = [verdict.status for verdict in self.verdicts if verdict is not None]
-            if Status.FAILED not in statuses:
+            if not {Status.FAILED, Status.ACCEPTED} & set(statuses):
                 self.again = ()
 
     def _end(self) -> tuple[Command, ...]:
@@ -460,3 +484,8 @@ class Transaction:
             is_pipelined=self._is_pipelined(answer.command),
             is_early=answer.is_early,
         )
+
+
+def _says_no_more(one: Command, other: Command) -> bool:
+    """Whether a command has no parameter that the other one has not."""
+    return set(one.octets.split()) <= set(other.octets.split())

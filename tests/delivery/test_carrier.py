@@ -516,32 +516,6 @@ async def test_recipients_of_one_message_are_streamed_in_groups(autojump_clock):
     assert places(outcomes) == [(1, 1), (1, 2), (1, 3)]
 
 
-# ---- QUIT behind the last content ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("greeting", "rides"), [("mx.test ESMTP Exim 4.96", True), ("mx.test ESMTP Haraka", False)]
-)
-@pytest.mark.parametrize("is_streamed", [False, True])
-async def test_quit_rides_behind_the_last_content_where_the_server_is_known_to_take_it(
-    greeting, rides, is_streamed, autojump_clock
-):
-    """Others may take our half-closed connection for a lost one, and keep the reply (Haraka 3.3)."""
-    script = opening(True).replace("S: 220 mx.test", f"S: 220 {greeting}")
-    script += f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{A}>\nC: DATA\n"
-    script += replies("250 ok", "250 ok", "354 go on")
-    script += "C= content\nS: 250 2.0.0 queued\nC: QUIT\nS: 221 bye\n"
-    body = {"body": StreamedContent(CONTENT)} if is_streamed else {}
-    async with scripted(script) as hosts:
-        outcomes = await deliver(
-            hosts, message(A, **body), options={"max_messages_per_connection": 1}
-        )
-        written = b"|".join(hosts.streams[0].writes)
-
-    assert told(outcomes) == delivered(A)
-    assert (b".\r\nQUIT\r\n" in written) is rides
-
-
 # ---- LMTP ----------------------------------------------------------------------------------------
 
 LMTP = greeted("PIPELINING").replace("EHLO", "LHLO")

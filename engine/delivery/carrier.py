@@ -16,7 +16,7 @@ import trio
 from engine.content import MemoryContent
 from engine.delivery.envelope import build, not_convertible, refuse
 from engine.delivery.session import SessionLost
-from engine.delivery.streaming import MOST, MOST_OCTETS
+from engine.delivery.streaming import FEW_RECIPIENTS, MOST, MOST_OCTETS
 from engine.delivery.transaction import Due, Transaction
 from engine.delivery.verdict import ours
 from engine.outcome import Cause, Scope, Status
@@ -245,6 +245,8 @@ class Carrier:
                 if attempt is None:
                     return
                 await self._unpack(attempt)
+            if flying and not host.takes_streams and len(todo[0].group) > FEW_RECIPIENTS:
+                return  # more than a server must have room for that may not take it at all
             first = todo[0].attempt
             if (first.message.require_tls or first.is_callout) and (flying or host.first_words):
                 return  # REQUIRETLS mail travels alone, and only where it is known to be taken
@@ -337,10 +339,10 @@ class Carrier:
         flying = self._flying
         if flying:
             flight.is_behind = True
-            before = flying[-1].job.attempt.message.reverse_path
-            if message.reverse_path != before and host.manner.chunking:
-                # Should nobody of the one before be accepted, no content ends it; a server that
-                # holds it for still open would deliver this one under the other's reverse-path.
+            if not flying[-1].is_accepted:
+                # Should nobody of the one before be accepted, no content ends it: MAIL would be
+                # nested, which servers count as an error (Exim hangs up at the fourth), and a
+                # server that goes on would deliver this one under the other's reverse-path.
                 flight.is_reset = True
                 self._window.append(RSET)
         flying.append(flight)
@@ -436,8 +438,8 @@ class Carrier:
                 host.note_stream()
             elif not attempt.is_callout:
                 host.depth.delivered()
-        elif flight.leaves_open and self._flying:
-            self._flying[0].is_nested = True
+        elif self._flying and not flight.is_accepted:
+            host.refusals += 1
         if not attempt.jobs:
             self._source.done(attempt)
 

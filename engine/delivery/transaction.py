@@ -93,10 +93,6 @@ class Transaction:
         due: What has to happen next.
         is_sent: Whether everything it has to say was handed out.
         was_heard: Whether the peer answered anything.
-        is_nested: Whether the one before left the server with its own transaction open, so that a
-            refusal of MAIL says nothing: the reverse-path is the same, and that of the other stands.
-        leaves_open: Whether it is over and no content has ended it, so that a server may hold it
-            for still open.
     """
 
     # What most transactions never have differently stands in the class: one is made a message.
@@ -105,8 +101,6 @@ class Transaction:
     due = Due.REPLIES
     is_sent = False
     was_heard = False
-    is_nested = False
-    leaves_open = False
     _is_refused = False
     _is_one_flight = False
     _is_callout = False
@@ -158,6 +152,11 @@ class Transaction:
             and self._manner.chunking <= manner.chunking
             and all(map(_says_no_more, ours, theirs))
         )
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether somebody is known to be accepted, so that its content ends it."""
+        return bool(self._accepted)
 
     # -- what is said -----------------------------------------------------------------------
 
@@ -278,7 +277,7 @@ class Transaction:
 
     def _hear_mail(self, answer: Answered) -> tuple[Command, ...]:
         reply = answer.reply
-        if reply.code // 100 != 2 and not (self.is_nested and reply.code == 503):
+        if reply.code // 100 != 2:
             self._is_refused = True
             # What is in flight behind it is heard out; this refusal is what counts.
             self._refuse_all(answer)
@@ -350,7 +349,6 @@ class Transaction:
         code = answer.reply.code
         if not self._accepted:
             # Whatever it says, nothing was delivered.
-            self.leaves_open = code // 100 != 2 and not self._is_refused
             return self._end()
         if self._answers is Answers.FOR_EACH:
             return self._hear_each(answer)

@@ -65,6 +65,8 @@ class Guest:
             done_callback=self._done,
             # Not always, but whoever adds a signal handler to the loop makes it so.
             host_uses_signal_set_wakeup_fd=True,
+            # Where Trio handles it at all: in `_main`, not in the middle of a delivery.
+            restrict_keyboard_interrupt_to_checkpoints=True,
         )
         _GUEST.set(self)
         self._keeper = loop.create_task(see_through(self._over, self._cancel), name="trio guest")
@@ -72,7 +74,7 @@ class Guest:
     @property
     def is_ending(self) -> bool:
         """Whether the last tenant has gone, so that no other can come."""
-        return self._is_empty.is_set()
+        return self._is_empty.is_set() or self._over.done()
 
     def host(self, tenant: Tenant) -> None:
         """Take a tenant in; one that is cancelled leaves as soon as it can."""
@@ -104,14 +106,17 @@ class Guest:
             tenant.cancel()
 
     def _done(self, result: _Result) -> None:
-        self._is_empty.set()
         self._over.set_result(None)
         try:
-            # KeyboardInterrupt leaves through the loop, as from any callback of asyncio's.
             result.unwrap()
         except Exception as error:  # noqa: BLE001 - Trio's own, and the tenants tell it
             for tenant in tuple(self._tenants):
                 tenant.abandon(error)
+        except BaseExceptionGroup as errors:
+            # Leaves through the loop, as from any callback of asyncio's, which knows no groups.
+            if errors.subgroup(KeyboardInterrupt) is not None:
+                raise KeyboardInterrupt from errors
+            raise
 
 
 #: Kept with Trio's run, so that loops and threads cannot be mixed up.

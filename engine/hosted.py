@@ -205,6 +205,7 @@ class HostedEngine:
         self._leaving = trio.Event()
         self._is_draining = False
         self._ended = trio.Event()
+        self._is_over = False
         self._stream_has_ended = False
 
     # -- life -------------------------------------------------------------------------------
@@ -242,13 +243,15 @@ class HostedEngine:
 
     def leave(self) -> None:
         """Begin to end: take nothing more, and finish what is in flight."""
-        self._seats.close()
-        self._leaving.set()
+        if not self._is_over:
+            self._seats.close()
+            self._leaving.set()
 
     def cancel(self) -> None:
         """Stop at once, as `Engine.cancel` does."""
         self.leave()
-        self.engine.cancel()
+        if not self._is_over:
+            self.engine.cancel()
 
     def abandon(self, failure: Exception) -> None:
         """End without Trio, which has failed: nobody may wait for what cannot come.
@@ -256,6 +259,7 @@ class HostedEngine:
         The calls under way are left to whoever began them.
         """
         self.failure = self.failure or failure
+        self._is_over = True
         self._nursery = None
         # Nothing of Trio's can be set any more; whoever waits for that is a call under way.
         for step in (self._sort_now, self._end_collectors):
@@ -278,6 +282,7 @@ class HostedEngine:
         self._end_collectors()
         self._end_stream()
         self._ended.set()
+        self._is_over = True
 
     def _end_collectors(self) -> None:
         while self._in_flight:
@@ -380,7 +385,7 @@ class HostedEngine:
             if self._leaving.is_set() or self._is_draining:
                 raise
             await self._ended.wait()
-            raise self.error() from None
+            raise self.error() from self.failure
 
     async def _take(self, message: Message, collector: Collector | None) -> str:
         message = self._named(message)

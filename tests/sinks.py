@@ -13,8 +13,9 @@ import trio
 from engine.testing.sink import open_sink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from engine.outcome import Outcome
     from engine.testing.sink import Sink
 
 
@@ -72,3 +73,8 @@ def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def fates(outcomes: Iterable[Outcome]) -> list[str]:
+    """Put outcomes as `recipient status cause`, sorted: where it happened is a matter of time."""
+    return sorted(f"{each.recipient} {each.status} {each.cause}" for each in outcomes)

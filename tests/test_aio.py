@@ -20,8 +20,9 @@ from engine.content import FileContent
 from engine.errors import EngineClosedError, SubmitError
 from engine.outcome import Outcome, Status
 from engine.report.events import MessageSubmitted
+from engine.testing.sink_thread import sink_in_thread
 from tests.delivery.helpers import message, settings
-from tests.sinks import fates, nothing_left_behind, sink_in_thread
+from tests.left_behind import fates, nothing_left_behind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -583,7 +584,7 @@ PRELUDE = """
 import asyncio, os, signal, sys, threading, time
 from engine.aio import Engine
 from tests.delivery.helpers import message, settings
-from tests.sinks import wait_until
+from tests.left_behind import wait_until
 
 engine = Engine(
     settings(command_timeout=30, chunking=False), routes=[("*", [sys.argv[1]])], max_in_flight=2

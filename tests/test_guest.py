@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from engine.guest import Guest, Tenant, find_guest, see_through
-from tests.sinks import nothing_left_behind
+from tests.left_behind import nothing_left_behind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""A sink for tests that are not in Trio, and what they may leave behind: nothing."""
+"""For tests outside Trio: what they may leave behind, and how they wait and see."""
 
 from __future__ import annotations
 
@@ -8,40 +8,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import trio
-
-from engine.testing.sink import open_sink
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from engine.outcome import Outcome
-    from engine.testing.sink import Sink
-
-
-@contextmanager
-def sink_in_thread(**options: object) -> Iterator[Sink]:
-    """Run a sink in a thread of its own for the time of a block."""
-    found: list[Sink] = []
-    ready, over = threading.Event(), trio.Event()
-    tokens: list[trio.lowlevel.TrioToken] = []
-
-    async def serve() -> None:
-        async with open_sink(**options) as sink:
-            found.append(sink)
-            tokens.append(trio.lowlevel.current_trio_token())
-            ready.set()
-            await over.wait()
-
-    thread = threading.Thread(target=trio.run, args=(serve,), name="sink")
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield found[0]
-    finally:
-        tokens[0].run_sync_soon(over.set)
-        thread.join(10)
-        assert not thread.is_alive()
 
 
 def threads() -> set[threading.Thread]:

@@ -459,13 +459,14 @@ class HostSession:
     def may_pipeline_quit(self) -> bool:
         """Whether QUIT may follow the last content at once.
 
-        Only to servers that are known by name: others may take the half-closed connection for a
-        lost one, accept the message and keep the reply to themselves (Haraka 3.3).
+        Unless the settings insist, only to servers that are known by name: others may take the
+        half-closed connection for a lost one, accept the message and keep the reply to themselves
+        (Haraka 3.3).
         """
+        wanted = self.settings.quit_pipelining
         return (
-            self._takes_quit_behind
+            (self._takes_quit_behind if wanted == "auto" else wanted)
             and self.manner.pipelining
-            and self.settings.quit_pipelining
             and not self.has_tls
             and not self.first_words
         )

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import stat
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
@@ -62,11 +63,20 @@ class Raw:
         return head
 
 
-async def connect(path):
-    raw = Raw(await trio.open_unix_socket(str(path)))
-    await raw.stream.send_all(greeting())
-    assert await raw.hear() == {"control": 1}
-    return raw
+@pytest.fixture
+async def dial(path):
+    """Connects clients that say what they like; by default they have greeted."""
+    async with AsyncExitStack() as stack:
+
+        async def connect(*, greets=True):
+            stream = await trio.open_unix_socket(str(path))
+            raw = Raw(await stack.enter_async_context(stream))
+            if greets:
+                await stream.send_all(greeting())
+                assert await raw.hear() == {"control": 1}
+            return raw
+
+        yield connect
 
 
 def wire(octets=5, **changes):
@@ -85,12 +95,12 @@ async def test_the_socket_is_for_its_user_alone_and_goes_with_the_server(path, n
     assert not path.exists()
 
 
-async def test_who_is_somebody_else_is_not_heard(path, nursery, monkeypatch, caplog):
+async def test_who_is_somebody_else_is_not_heard(path, nursery, monkeypatch, caplog, dial):
     monkeypatch.setattr(control_server, "is_welcome", lambda user: user != os.geteuid())
     await serve(nursery, path)
 
-    stream = await trio.open_unix_socket(str(path))
-    assert await stream.receive_some() == b""
+    raw = await dial(greets=False)
+    assert await raw.hear() is None
     assert f"user {os.geteuid()} is not welcome" in caplog.text
 
 
@@ -176,9 +186,9 @@ async def test_a_large_content_goes_into_a_real_store_in_pieces(path, nursery, t
 
 
 @pytest.mark.parametrize("octets", [2, 300_000], ids=["held", "streamed"])
-async def test_what_is_refused_does_not_disturb_what_comes_behind(octets, path, nursery):
+async def test_what_is_refused_does_not_disturb_what_comes_behind(octets, path, nursery, dial):
     desk = await serve(nursery, path, max_message_octets=1_000_000)
-    raw = await connect(path)
+    raw = await dial()
     bad = [
         (wire(octets, recipients=["nobody"]), 'no "@"'),
         (wire(octets, recipients=[]), "no recipients"),
@@ -206,9 +216,11 @@ async def test_what_is_refused_does_not_disturb_what_comes_behind(octets, path, 
         ([300_000, False, 4, False, False, False], b"abcd\n"),  # with lines that are none
     ],
 )
-async def test_a_large_content_that_is_not_what_was_said_is_refused(facts, piece, path, nursery):
+async def test_a_large_content_that_is_not_what_was_said_is_refused(
+    facts, piece, path, nursery, dial
+):
     desk = await serve(nursery, path)
-    raw = await connect(path)
+    raw = await dial()
 
     await raw.say(
         {"n": 1, "do": "submit", "messages": [wire(facts=facts)]}, contents=piece * 60_000
@@ -219,10 +231,10 @@ async def test_a_large_content_that_is_not_what_was_said_is_refused(facts, piece
     assert (await desk.counts()).messages == 0
 
 
-async def test_a_content_that_is_cut_short_was_never_submitted(path, nursery):
+async def test_a_content_that_is_cut_short_was_never_submitted(path, nursery, dial):
     desk = await serve(nursery, path)
     for octets in (5, 300_000):
-        raw = await connect(path)
+        raw = await dial()
         await raw.say({"n": 1, "do": "submit", "messages": [wire(octets)]}, contents=b"a\r\n")
         await raw.stream.send_eof()
         assert await raw.hear() is None
@@ -254,9 +266,9 @@ async def test_a_message_larger_than_allowed_is_refused_without_being_read(path,
         frame(b'{"n": 1, "do": "weight", "tenant": "t", "weight": NaN}'),
     ],
 )
-async def test_who_does_not_speak_as_agreed_is_told_and_hung_up_on(octets, path, nursery):
+async def test_who_does_not_speak_as_agreed_is_told_and_hung_up_on(octets, path, nursery, dial):
     await serve(nursery, path)
-    raw = await connect(path)
+    raw = await dial()
 
     await raw.stream.send_all(octets)
 
@@ -266,16 +278,16 @@ async def test_who_does_not_speak_as_agreed_is_told_and_hung_up_on(octets, path,
         assert (await client.counts()).messages == 0
 
 
-async def test_who_speaks_another_version_is_told(path, nursery):
+async def test_who_speaks_another_version_is_told(path, nursery, dial):
     await serve(nursery, path)
-    raw = Raw(await trio.open_unix_socket(str(path)))
+    raw = await dial(greets=False)
     await raw.say({"control": 2})
 
     assert await raw.hear() == {"control": 1}
     assert "version 2" in (await raw.hear())["failure"]["text"]
 
 
-async def test_an_error_of_ours_is_an_answer_and_harms_nobody_else(path, nursery, caplog):
+async def test_an_error_of_ours_is_an_answer_and_harms_nobody_else(path, nursery, caplog, dial):
     class Broken(MemoryStore):
         async def counts(self, *, now):
             raise ZeroDivisionError("oops")
@@ -284,7 +296,7 @@ async def test_an_error_of_ours_is_an_answer_and_harms_nobody_else(path, nursery
             raise StoreFullError("the disk is full")
 
     await serve(nursery, path, Broken())
-    raw = await connect(path)
+    raw = await dial()
     await raw.say({"n": 1, "do": "counts"}, {"n": 2, "do": "entries"})
 
     replies = {reply["n"]: reply["failure"] for reply in (await raw.hear(), await raw.hear())}
@@ -313,11 +325,11 @@ async def test_a_page_fits_into_a_reply_however_long_last_outcomes_are(path, nur
     assert names == [f"m{n}" for n in range(40)]
 
 
-async def test_connections_beyond_the_bound_wait_their_turn(path, nursery, monkeypatch):
+async def test_connections_beyond_the_bound_wait_their_turn(path, nursery, monkeypatch, dial):
     monkeypatch.setattr(control_server, "MAX_CONNECTIONS", 2)
     await serve(nursery, path)
-    first, second = await connect(path), await connect(path)
-    third = Raw(await trio.open_unix_socket(str(path)))
+    first, second = await dial(), await dial()
+    third = await dial(greets=False)
     await third.stream.send_all(greeting())
     await wait_all_tasks_blocked()
 
@@ -329,21 +341,21 @@ async def test_connections_beyond_the_bound_wait_their_turn(path, nursery, monke
     await second.stream.aclose()
 
 
-async def test_who_says_nothing_for_too_long_is_hung_up_on(path, nursery, monkeypatch):
+async def test_who_says_nothing_for_too_long_is_hung_up_on(path, nursery, monkeypatch, dial):
     monkeypatch.setattr(control_server, "IDLE_SECONDS", 0.05)
     monkeypatch.setattr(control_server, "PIECE_SECONDS", 0.05)
     await serve(nursery, path)
-    silent = Raw(await trio.open_unix_socket(str(path)))
+    silent = await dial(greets=False)
     assert await silent.hear() == {"control": 1}
     assert await silent.hear() is None
-    idle = await connect(path)
+    idle = await dial()
     assert await idle.hear() is None
-    slow = await connect(path)
+    slow = await dial()
     await slow.say({"n": 1, "do": "submit", "messages": [wire(5)]}, contents=b"a")
     assert await slow.hear() is None
 
 
-async def test_requests_are_answered_beside_one_another(path, nursery):
+async def test_requests_are_answered_beside_one_another(path, nursery, dial):
     class Slow(MemoryStore):
         def __init__(self):
             super().__init__()
@@ -355,7 +367,7 @@ async def test_requests_are_answered_beside_one_another(path, nursery):
 
     store = Slow()
     await serve(nursery, path, store)
-    raw = await connect(path)
+    raw = await dial()
     await raw.say(
         {"n": 1, "do": "apply", "action": "hold", "selection": {}}, {"n": 2, "do": "counts"}
     )

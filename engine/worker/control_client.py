@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from engine.nursery import tasks_beside
-from engine.queue.errors import StoreError
+from engine.queue.errors import StoreBusyError, StoreError
 from engine.queue.values import EVERYBODY, Counts, Page
 from engine.smtp.errors import ContentError
 from engine.worker import control_values as values
@@ -50,10 +50,7 @@ _RECEIVE_OCTETS: Final = 256 * 1024
 
 
 class ControlLostError(StoreError):
-    """The worker went away, or did not answer; what was asked may have been done or not.
-
-    To submit again is harmless.
-    """
+    """The worker went away; what was asked may have been done or not, and may be asked again."""
 
 
 @dataclass(slots=True)
@@ -73,11 +70,8 @@ class ControlClient(Asked):
         self._numbers = count(1)
         self._pending: dict[int, _Pending] = {}
         self._lost: Exception | None = None
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether nothing can be asked any more."""
-        return self._lost is not None
+        #: Set when nothing can be asked any more.
+        self.lost = trio.Event()
 
     async def submit(self, submissions: Sequence[Submission]) -> tuple[Answer, ...]:
         """Take messages."""
@@ -192,8 +186,9 @@ class ControlClient(Asked):
         with trio.move_on_after(REPLY_SECONDS):
             await pending.done.wait()
         if pending.reply is None:
-            why = self._lost or f"the worker has not answered for {REPLY_SECONDS:.0f} seconds"
-            raise ControlLostError(str(why))
+            if self._lost is not None:
+                raise ControlLostError(str(self._lost))
+            raise StoreBusyError(f"the worker has not answered for {REPLY_SECONDS:.0f} seconds")
         if pending.reply.failure is not None:
             raise values.error_of(pending.reply.failure)
         return pending.reply.answer
@@ -236,6 +231,7 @@ class ControlClient(Asked):
     def _lose(self, error: Exception | None) -> None:
         if self._lost is None:
             self._lost = ControlLostError(_went_away(error))
+            self.lost.set()
             self._stream.socket.close()
             for pending in self._pending.values():
                 pending.done.set()

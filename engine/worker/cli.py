@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import click
 
+from engine.worker.cli_submit import submit
+
 _EXITS = """\b
 Exit status:
   0    all were delivered
@@ -258,3 +260,6 @@ def demo(messages: int, connections: int) -> int:
     from engine.worker.demo import demo as run_demo
 
     return run_demo(messages, connections)
+
+
+cli.add_command(submit)

@@ -5,6 +5,7 @@ Part of `engine.worker.cli`: options and help, and nothing else; only click is i
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -59,10 +60,8 @@ def moment(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     from engine.units import parse_moment
 
     moment: str | float = value
-    try:
+    with suppress(ValueError):
         moment = float(value)
-    except ValueError:
-        pass
     try:
         parse_moment(moment, 0.0)
     except ValueError as error:
@@ -101,7 +100,9 @@ def moment(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     "--deadline", callback=moment, metavar="WHEN", help="Give up then: a time, or 2d from now."
 )
 @click.option("--hold", is_flag=True, help="Keep it until `queue release`.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a message, as it is accepted.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object a message, as it is accepted."
+)
 @click.argument("recipients", nargs=-1, metavar="[RECIPIENT]...")
 def submit(
     *,
@@ -162,3 +163,21 @@ def _check_usage(
     for other, is_given in others.items():
         if is_given:
             raise click.UsageError(f"--batch and {other} exclude each other; the batch has it all")
+
+
+class _AsItComes(click.Command):
+    """A command whose flags are not click's to understand."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.args = list(args)
+        ctx.params = {}
+        return []
+
+
+@click.command(cls=_AsItComes, short_help="Be what programs call as sendmail.")
+@click.pass_context
+def sendmail(ctx: click.Context) -> int:
+    """Run `engine.worker.sendmail` with all arguments as they are."""
+    from engine.worker.sendmail import sendmail as run_sendmail
+
+    return run_sendmail(ctx.args)

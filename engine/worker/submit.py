@@ -412,5 +412,10 @@ async def _letter(
 
 
 def new_id() -> str:
-    """Return an id that no other message has; ids of one machine sort by time."""
-    return f"{time.time_ns() // 1_000_000:012x}-{secrets.token_hex(8)}"
+    """Return an id that no other message has: 20 characters, and ids of one machine sort by time."""
+    number = (time.time_ns() // 1_000_000) << 55 | secrets.randbits(55)
+    return "".join(_DIGITS[number >> shift & 31] for shift in range(95, -1, -5))
+
+
+#: Base 32 without letters that look like digits.
+_DIGITS: Final = "0123456789abcdefghjkmnpqrstvwxyz"

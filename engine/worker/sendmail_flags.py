@@ -101,23 +101,19 @@ def _apply(flags: Flags, letter: str, value: str) -> Flags:
     if letter in _READ:
         name, read = _READ[letter]
         return replace(flags, **{name: read(value)})
-    match letter:
-        case "t":
-            return replace(flags, from_header=True)
-        case "i":
-            return replace(flags, ignores_dots=True)
-        case "o" if value == "i":
-            return replace(flags, ignores_dots=True)
-        case "B" if value.upper() not in ("7BIT", "8BITMIME"):
-            raise _refusal("B", value, "7BIT or 8BITMIME")
-        case "b" if value not in ("m", "p"):
+    if letter == "t":
+        return replace(flags, from_header=True)
+    if letter == "i" or (letter == "o" and value == "i"):
+        return replace(flags, ignores_dots=True)
+    if letter == "b":
+        if value not in ("m", "p"):
             raise _refusal("b", value, "-bm (send, the default) and -bp (list the queue)")
-        case "b":
-            return replace(flags, shows_queue=value == "p")
-        case _ if letter in _IGNORED:
-            return flags
-        case _:
-            raise ValueError(f'"-{letter}": found an unknown flag; allowed are {_ALLOWED}')
+        return replace(flags, shows_queue=value == "p")
+    if letter == "B" and value.upper() not in ("7BIT", "8BITMIME"):
+        raise _refusal("B", value, "7BIT or 8BITMIME")
+    if letter in _IGNORED:
+        return flags
+    raise ValueError(f'"-{letter}": found an unknown flag; allowed are {_ALLOWED}')
 
 
 def _envid(value: str) -> str:
@@ -135,11 +131,10 @@ def _notify(value: str) -> frozenset[Notify]:
 
 
 def _ret(value: str) -> Literal["full", "hdrs"]:
-    match value.lower():
-        case "full":
-            return "full"
-        case "hdrs":
-            return "hdrs"
+    if value.lower() == "full":
+        return "full"
+    if value.lower() == "hdrs":
+        return "hdrs"
     raise _refusal("R", value, "full or hdrs")
 
 

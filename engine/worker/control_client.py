@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
@@ -34,11 +35,13 @@ from engine.worker.control_socket import connect
 from engine.worker.desk import Asked, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
     from engine.queue.values import Action, Selection, Submission
     from engine.worker.desk import Answer, Status
+
+_R = TypeVar("_R")
 
 #: How long a worker may take to answer; large selections take their time.
 REPLY_SECONDS: Final = 300.0
@@ -81,7 +84,8 @@ class ControlClient(Asked):
             if isinstance(pending, Refused):
                 answers.append(pending)
             else:
-                answers += values.load_answers(await self._answer(pending), len(group))
+                answer = await self._answer(pending)
+                answers += _understood(partial(values.load_answers, count=len(group)), answer)
         return tuple(answers)
 
     async def entries(
@@ -94,7 +98,7 @@ class ControlClient(Asked):
             after=after,
             limit=min(limit, values.MAX_ENTRIES),
         )
-        return values.load_page(await self._ask(request))
+        return _understood(values.load_page, await self._ask(request))
 
     async def apply(self, action: Action, selection: Selection, reason: str = "") -> int:
         """Do something to all that is selected."""
@@ -104,7 +108,7 @@ class ControlClient(Asked):
             selection=values.pack_selection(selection),
             reason=reason,
         )
-        return values.load_number(await self._ask(request))
+        return _understood(values.load_number, await self._ask(request))
 
     async def set_weight(self, tenant: str, weight: float, job: str | None = None) -> None:
         """Say how large a share a tenant, or a job of its, gets."""
@@ -113,11 +117,13 @@ class ControlClient(Asked):
 
     async def counts(self) -> Counts:
         """Count what is there."""
-        return values.load_counts(await self._ask(values.CountsRequest(n=next(self._numbers))))
+        request = values.CountsRequest(n=next(self._numbers))
+        return _understood(values.load_counts, await self._ask(request))
 
     async def status(self) -> Status:
         """Say how the queue is doing."""
-        return values.load_status(await self._ask(values.StatusRequest(n=next(self._numbers))))
+        request = values.StatusRequest(n=next(self._numbers))
+        return _understood(values.load_status, await self._ask(request))
 
     # -- asking -----------------------------------------------------------------------------
 
@@ -236,6 +242,13 @@ class ControlClient(Asked):
             for pending in self._pending.values():
                 pending.done.set()
             self._pending.clear()
+
+
+def _understood(load: Callable[[Any], _R], answer: Any) -> _R:
+    try:
+        return load(answer)
+    except WireError as error:
+        raise StoreError(f"the worker's answer is not understood: {error}") from None
 
 
 class _UnreadableError(Exception):

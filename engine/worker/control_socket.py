@@ -109,8 +109,9 @@ async def connect(path: Path) -> trio.SocketStream:
         TimeoutError: Nobody takes the connection.
         OSError: It is not for this user, or no socket.
     """
-    sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        sock.setblocking(False)
         with trio.fail_after(_CONNECT_SECONDS), _short(path) as short:
             await _connect(sock, short)
     except trio.TooSlowError:
@@ -119,15 +120,16 @@ async def connect(path: Path) -> trio.SocketStream:
     except BaseException:
         sock.close()
         raise
-    return trio.SocketStream(sock)
+    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
 
-async def _connect(sock: trio.socket.SocketType, short: str) -> None:
+async def _connect(sock: socket.socket, short: str) -> None:
+    # Not Trio's: a full backlog says EAGAIN, after which there is nothing to wait for, and a socket
+    # that looks as if it were connected.
     while True:
         try:
-            await sock.connect(short)
+            sock.connect(short)
         except BlockingIOError:
-            # The backlog is full, and there is nothing to wait for: asked again.
             await trio.sleep(_PAUSE)
         else:
             return

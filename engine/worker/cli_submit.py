@@ -33,6 +33,7 @@ A line of a batch file is as for send, and may have besides:
   "not_before", "deadline"  a time with its zone, seconds since the epoch,
                             or a time from now such as "30m"
   "hold"                    true: keep it until `queue release`
+
 What a line does not say is as the options say. Without "id" a message gets one of its own, which
 is printed."""
 

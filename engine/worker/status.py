@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,15 +23,14 @@ from engine.worker.screen import print_to
 from engine.worker.summary import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import RenderableType
 
     from engine.worker.desk import Status
     from engine.worker.output import Output
     from engine.worker.shards import Shard, Shards
 
-#: Facts of a worker that are moments.
-_MOMENTS: Final = ("started_at",)
-_MAX_LINE: Final = 500
 #: From well to not running at all.
 _SEVERITY: Final = (Exit.DELIVERED, Exit.DEFERRED, Exit.FAILED)
 
@@ -93,10 +91,10 @@ def show_status(options: StatusOptions) -> int:
 
 def _record(look: _Look) -> dict[str, Any]:
     counts = asdict(look.status.counts)
-    backlog = [
-        {**asdict(each), **asdict(each.site), "site": each.site.name}
-        for each in look.status.backlog
-    ]
+    backlog = []
+    for each in look.status.backlog:
+        site = asdict(each.site)
+        backlog.append({**asdict(each), "site": site.pop("name"), **site})
     return {
         "process": look.shard.number,
         "running": look.is_running,
@@ -104,7 +102,7 @@ def _record(look: _Look) -> dict[str, Any]:
         "socket": str(look.shard.socket),
         "counts": _dated(counts, "oldest", "next_due"),
         "backlog": [_dated(each, "not_before", "next_due") for each in backlog],
-        "worker": None if look.status.worker is None else _dated(look.status.worker, *_MOMENTS),
+        "worker": look.status.worker,
     }
 
 
@@ -120,32 +118,40 @@ def _lines(look: _Look, now: float) -> list[RenderableType]:
     running = Text("running", "green") if look.is_running else Text("not running", "red")
     parts: list[RenderableType] = [Text(f" Process {look.shard.number}: ", "bold").append(running)]
     worker = look.status.worker or {}
-    lines = (_worker_line(worker, now), counts_line(look.status.counts, now))
+    lines = (*worker_lines(worker), counts_line(look.status.counts, now))
     parts += [Padding(Text(line), (0, 0, 0, 3)) for line in lines if line]
-    if problem := worker.get("problem"):
-        parts.append(Padding(Text(printable(str(problem)), "red"), (0, 0, 0, 3)))
+    if not worker.get("healthy", True):
+        problem = printable(str(worker.get("problem") or "its store fails at the moment"))
+        parts.append(Padding(Text(problem, "red"), (0, 0, 0, 3)))
     parts.append(Text())
     if look.status.backlog:
         parts += [backlog_table(look.status.backlog, now), Text()]
     return parts
 
 
-def _worker_line(worker: Mapping[str, object], now: float) -> str:
-    """Say in one line what a worker says of itself, whatever that is."""
-    parts = []
-    for key, value in worker.items():
-        if key in ("healthy", "problem") or value is None:
-            continue
-        if key == "started_at" and isinstance(value, int | float):
-            parts.append(f"up {span(max(0.0, now - value))}")
-        elif isinstance(value, Mapping):
-            parts += (f"{name} {_shown(each)}" for name, each in value.items())
-        else:
-            parts.append(f"{key} {_shown(value)}")
-    return printable(" · ".join(parts))[:_MAX_LINE]
+def worker_lines(worker: Mapping[str, object]) -> tuple[str, str]:
+    """Say in two lines what a worker says of itself: how it is, and what it has done.
 
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value).lower() if isinstance(value, bool) else str(value)
-    return f"{value:,}" if isinstance(value, int) and value >= 10_000 else f"{value:g}"
+    Args:
+        worker: As it says; what is missing, or is of another kind, is left out.
+    """
+    numbers = {
+        key: value
+        for key, value in worker.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    state = worker.get("state")
+    now = [f"pid {numbers['pid']:g}"] if "pid" in numbers else []
+    now += [f"up {span(numbers['seconds'])}"] if "seconds" in numbers else []
+    now += [printable(state)] if isinstance(state, str) else []
+    now += [
+        f"{numbers[key]:,.0f} {words}"
+        for key, words in (("in_flight", "in flight"), ("connections", "connections open"))
+        if key in numbers
+    ]
+    done = [
+        f"{numbers[key]:,.0f} {key}"
+        for key in ("delivered", "deferred", "failed", "unknown")
+        if numbers.get(key)
+    ]
+    return " · ".join(now), " · ".join(done) and f"so far {' · '.join(done)}"

@@ -58,7 +58,8 @@ def export(config_file: str | None, folder: Path) -> int:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            print(f"{folder}: found a folder that is not empty; allowed is one that is, or none")
+            text = "found a folder that is not empty; allowed is one that is, or none"
+            print(f"{folder}: {text}", file=sys.stderr)
             return Exit.USAGE
         return trio.run(_export, config, folder)
     except OSError as error:

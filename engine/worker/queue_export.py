@@ -79,7 +79,8 @@ async def _export(config: Config, folder: Path) -> int:
                 await _Exporter(folder, batch, damaged, tally, number, stores).run(store)
                 stores.append(store)
             except StoreError as error:
-                tally.status = tell(error)
+                print(error, file=sys.stderr)
+                tally.status = Exit.IO_ERROR
     if not tally.damaged:
         (folder / DAMAGED).unlink()
     print(f"{tally.saved:,} saved in {folder}, {tally.damaged:,} damaged")

@@ -7,6 +7,7 @@ harmless.  Not here: what a queue can be asked (`engine.worker.desk`).
 
 from __future__ import annotations
 
+import os
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
@@ -172,10 +173,32 @@ class Shard(Asked):
 
             yield Desk(MemoryStore())
             return
+        if self._purpose == "submit":
+            await trio.to_thread.run_sync(_give_to_owner, self.file)
         from engine.queue.sqlite import open_store
 
         async with open_store(self.file, is_read_only=self._purpose == "look") as store:
             yield Desk(store, max_message_octets=self._max_message_octets)
+
+
+def _give_to_owner(file: Path) -> None:
+    """Make a file that is not there for the owner of its folder, where root submits first.
+
+    Else the worker, which runs as somebody else, could not open it.  SQLite gives what it makes
+    beside a file the file's owner.
+    """
+    if os.geteuid() != 0:
+        return
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError:
+        # It is there, or whoever opens it says what is wrong.
+        return
+    try:
+        owner = file.parent.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    finally:
+        os.close(descriptor)
 
 
 class Shards:

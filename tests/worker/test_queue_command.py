@@ -26,7 +26,9 @@ from engine.worker.queue_command import run_on_queue, tell
 )
 def test_what_is_wrong_with_a_store_is_said_with_its_status(error, status, capsys):
     assert tell(error) == status
-    assert capsys.readouterr().err == f"{error}\n"
+    said = capsys.readouterr().err
+    assert said.startswith(f"{error}\n")
+    assert ("can be saved: queue export" in said) is isinstance(error, StoreDamagedError)
 
 
 def test_the_exit_status_is_the_command_s_and_its_output_is_written(place, capfd):

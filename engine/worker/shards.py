@@ -8,15 +8,16 @@ harmless.  Not here: what a queue can be asked (`engine.worker.desk`).
 from __future__ import annotations
 
 import os
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
 from zlib import crc32
 
 import trio
 
 from engine.nursery import tasks_beside
-from engine.queue.errors import StoreUnusableError
+from engine.queue.errors import StoreBusyError, StoreUnusableError
 from engine.queue.values import EVERYBODY, Accepted
 from engine.worker.control_client import ControlClient, ControlLostError, open_control
 from engine.worker.desk import Asked, Desk, Refused
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
+    from engine.queue.store import Store
     from engine.queue.values import Action, Counts, Entry, Page, Selection, Submission
     from engine.worker.config import Config
     from engine.worker.desk import Answer, Status
@@ -175,10 +177,21 @@ class Shard(Asked):
             return
         if self._purpose == "submit":
             await trio.to_thread.run_sync(_give_to_owner, self.file)
+        async with AsyncExitStack() as stack:
+            store = await self._open_store(stack)
+            yield Desk(store, max_message_octets=self._max_message_octets)
+
+    async def _open_store(self, stack: AsyncExitStack) -> Store:
         from engine.queue.sqlite import open_store
 
-        async with open_store(self.file, is_read_only=self._purpose == "look") as store:
-            yield Desk(store, max_message_octets=self._max_message_octets)
+        opener = partial(open_store, self.file, is_read_only=self._purpose == "look")
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return await stack.enter_async_context(opener())
+            except StoreBusyError:
+                # Two who make a file at the same time do not wait for each other.
+                await trio.sleep(_PAUSE)
+        return await stack.enter_async_context(opener())
 
 
 def _give_to_owner(file: Path) -> None:

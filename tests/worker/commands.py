@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import asynccontextmanager, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -15,6 +16,7 @@ from tempfile import TemporaryFile
 import trio
 
 from engine.__main__ import main
+from engine.queue.errors import StoreError
 from engine.queue.sqlite import open_store
 from engine.queue.values import Result, SiteState
 from engine.worker.control_server import serve_control
@@ -117,16 +119,28 @@ class Place:
 
     async def defer(self, now, *, reason="greylisted", **how):
         """Try all that is due, in vain."""
+        then = time.time()
         async with open_store(self.file) as store:
             lease = await take(store, now, seats=1000)
             last = json.dumps(outcome(code=450, text="4.7.1 come back later").as_dict())
-            facts = {"due": now + 600, "wait": 600.0, "reason": reason, "last": last} | how
-            sites = [SiteState(name="one.test", not_before=now + 300, failures=3, reason="refused")]
+            facts = {"due": then + 600, "wait": 600.0, "reason": reason, "last": last} | how
+            sites = [
+                SiteState(name="one.test", not_before=then + 300, failures=3, reason="refused")
+            ]
             await store.settle(settlements(lease, Result.DEFERRED, **facts), now=now, sites=sites)
 
     async def entries(self):
         async with open_store(self.file) as store:
             return (await store.entries(limit=1000)).entries
+
+    async def is_there(self):
+        """Whether anything is in the queue, which somebody may be making just now."""
+        if not self.file.exists():
+            return False
+        try:
+            return bool(await self.entries())
+        except StoreError:
+            return False
 
     async def messages(self):
         async with open_store(self.file) as store:

@@ -22,6 +22,7 @@ from engine.delivery.verdict import ours
 from engine.outcome import Cause, Scope, Status
 from engine.report import events
 from engine.smtp.command import ENDS_OF_CONTENT, RSET, Kind
+from engine.smtp.connection import Answered
 from engine.smtp.content import scan
 from engine.smtp.errors import ContentError, NotConvertibleError
 from engine.smtp.mime import to_seven_bit
@@ -308,20 +309,26 @@ class Carrier:
             if flight.is_reset and run.commands[place].kind is Kind.RSET:
                 flight.is_reset = False
                 place += 1
-                continue
-            place, commands = flight.hear_run(run, place)
-            if commands:
-                self._say(flight, commands)
-            if flight.due is Due.NOTHING:
-                flying.popleft()
-                self._land(flight)
-        if flying and run.replies[-1].code == 421:
-            # It was said to one and is meant for all: nothing behind it will be answered.
-            answer = run.answers()[-1]
-            while flying:
-                flight = flying.popleft()
-                flight.close(answer)
-                self._land(flight)
+            else:
+                place, commands = flight.hear_run(run, place)
+                if commands:
+                    self._say(flight, commands)
+                if flight.due is Due.NOTHING:
+                    flying.popleft()
+                    self._land(flight)
+            if not run.is_smooth and run.replies[place - 1].code == 421:
+                # It was said to one and is meant for all.  Some servers say it to everything that
+                # is in flight, some go on as if nothing had been: what stands behind it does not count.
+                command, reply = run.commands[place - 1], run.replies[place - 1]
+                self._close(Answered(command, reply, run.is_early and place == end))
+                return
+
+    def _close(self, answer: Answered) -> None:
+        """Account for a 421 to everything that is in flight."""
+        while self._flying:
+            flight = self._flying.popleft()
+            flight.close(answer)
+            self._land(flight)
 
     # -- what became of it ------------------------------------------------------------------
 

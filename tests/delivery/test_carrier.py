@@ -438,6 +438,59 @@ async def test_421_in_a_stream_defers_what_is_undecided(drip, autojump_clock):
     ]
 
 
+@pytest.mark.parametrize(
+    "behind",
+    [
+        pytest.param(["421 4.3.2 going down"] * 5, id="421 to everything"),
+        pytest.param(["503 5.5.1 what"] * 5, id="refusals"),
+        pytest.param(
+            ["250 ok", "250 queued", "250 a", "250 b", "250 c"], id="as if it were nothing"
+        ),
+    ],
+)
+async def test_what_stands_behind_a_421_does_not_count(behind, drip, autojump_clock):
+    """Least of all for another message than the one it answers."""
+    script = OPEN + chunk(A) + GOOD + chunk(B) + chunk(C)
+    script += replies("421 4.3.2 going down", *behind) + "! close"
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(hosts, *map(message, (A, B, C)), **TOGETHER)
+
+    assert told(outcomes) == [
+        f"{A} delivered - final reply 250",
+        f"{B} deferred host mail reply 421",
+        f"{C} deferred host mail reply 421",
+    ]
+
+
+async def test_421_to_everything_costs_nobody_else_the_connection(caplog, autojump_clock):
+    script = OPEN + chunk(A) + replies(*["421 4.3.2 going down"] * 3) + "! close\n"
+    script += NEXT + OPEN + chunk(B) + GOOD
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, *map(message, (A, B)), **TOGETHER)
+
+    assert told(outcomes) == [
+        f"{A} deferred host mail reply 421",
+        f"{B} delivered - final reply 250",
+    ]
+    assert not caplog.records
+
+
+async def test_421_to_a_reset_in_a_stream_is_meant_for_all(drip, autojump_clock):
+    other = chunk(C, sender="t@me.test", reset="C: RSET\n")
+    script = OPEN + chunk(A) + GOOD + chunk(B) + other
+    script += GOOD + replies(*["421 4.3.2 going down"] * 4) + "! close"
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(
+            hosts, message(A), message(B), message(C, sender="t@me.test"), **TOGETHER
+        )
+
+    assert told(outcomes) == [
+        f"{A} delivered - final reply 250",
+        f"{B} delivered - final reply 250",
+        f"{C} deferred host mail reply 421",
+    ]
+
+
 async def test_recipients_of_one_message_are_streamed_in_groups(autojump_clock):
     script = OPEN + chunk(A) + GOOD + chunk(B) + chunk(C) + GOOD * 2
     async with scripted(script) as hosts:

@@ -84,7 +84,8 @@ class _Flight(Transaction):
         job: What it is for.
         number: Which transaction of the connection, from 1.
         started: When it began, by Trio's clock.
-        octets_before: Octets of content written before it.
+        octets_before: Octets of content that go out before its own.
+        octets: Octets of its own content that were handed out, as they go on the wire.
         content: Which content of the session is its, from 1; 0 while none was sent.
         is_behind: Whether it was begun with another one in flight.
         is_reset: Whether RSET goes before it, whose reply is owed.
@@ -95,7 +96,8 @@ class _Flight(Transaction):
     job: _Job
     number: int
     started: float
-    octets_before: int
+    octets_before = 0
+    octets = 0
     content = 0
     is_behind = False
     is_reset = False
@@ -118,6 +120,7 @@ class Carrier:
         self._window: list[Command] = []
         self._contents = 0  # that were put in windows to their end
         self._octets = 0  # of contents in flight
+        self._octets_said = 0  # of contents handed out, as they go on the wire
 
     async def run(self) -> None:
         """Deliver what the source gives, until there is no more or the connection is of no use.
@@ -255,7 +258,7 @@ class Carrier:
         if events.TransactionStarted in host.events.wanted:
             host.publish(events.TransactionStarted, message.id, len(group), number)
         flight.job, flight.number = job, number
-        flight.started, flight.octets_before = host.now(), self._session.content_octets
+        flight.started = host.now()
         self._octets += content.facts.octets
         if message.require_tls:
             flight.is_alone = True
@@ -276,13 +279,27 @@ class Carrier:
 
     def _say(self, flight: _Flight, commands: Sequence[Command]) -> None:
         self._window += commands
-        if commands[-1].kind in ENDS_OF_CONTENT:
+        last = commands[-1]
+        if last.kind in ENDS_OF_CONTENT:
             self._contents += 1
             flight.content = self._contents
+            flight.octets_before = self._octets_said
+            self._hand_out(flight, last)
+
+    def _hand_out(self, flight: _Flight, piece: Command) -> None:
+        """Account for octets of content that are on their way to the peer."""
+        octets = len(piece.octets) - piece.head
+        flight.octets += octets
+        self._octets_said += octets
+
+    def _written(self, flight: _Flight) -> int:
+        """Return how many octets of its content have been written, or may have."""
+        return min(max(0, self._session.content_octets - flight.octets_before), flight.octets)
 
     async def _send_content(self, flight: _Flight) -> None:
         """Send a content that is read while it is sent."""
         session = self._session
+        flight.octets_before = self._octets_said
         try:
             async with session.listening(), aclosing(flight.pieces()) as pieces:
                 async for piece in pieces:
@@ -291,6 +308,7 @@ class Carrier:
                     if piece.is_last:
                         self._contents += 1
                         flight.content = self._contents
+                    self._hand_out(flight, piece)
                     await session.send(piece)
             flight.streamed()
         except (OSError, ContentError) as error:
@@ -336,7 +354,7 @@ class Carrier:
         """Report what became of a transaction, and see whether its attempt has more to do here."""
         host, (attempt, group, content) = self._host, flight.job
         self._octets -= content.facts.octets
-        host.recorder.octets += self._session.content_octets - flight.octets_before
+        host.recorder.octets += self._written(flight)
         attempt.jobs -= 1
         if flight.again or flight.doubtful or not self._session.is_usable:
             again = self._sort_out(flight)
@@ -405,6 +423,7 @@ class Carrier:
                 # The connection had died before; this message just found out.
                 attempt.had_stale_connection = attempt.returns = True
                 attempt.jobs -= 1
+                self._host.recorder.octets += self._written(flight)
                 if not attempt.jobs:
                     self._source.done(attempt)
             else:
@@ -412,7 +431,7 @@ class Carrier:
                     ending,
                     is_oldest=is_oldest,
                     is_content_written=is_written,
-                    octets=session.content_octets - flight.octets_before,
+                    octets=self._written(flight),
                 )
                 if is_written and self._host.manner.chunking and ending.cause is Cause.TIMEOUT:
                     self._host.memory.note_bad_chunking()
@@ -451,6 +470,7 @@ class Carrier:
         text = f"{self._host.peer}: the reply to the content was not waited for"
         verdict = ours(Status.UNKNOWN, cause, Stage.FINAL, text)._replace(scope=Scope.MESSAGE)
         for flight in self._flying:
+            self._host.recorder.octets += self._written(flight)
             if 0 < flight.content <= self._session.contents_written:
                 attempt, group, _ = flight.job
                 flight.give_up(verdict)

@@ -7,15 +7,20 @@ import pytest
 from engine.outcome import Status
 from tests.delivery.helpers import (
     CONTENT,
+    MX1,
     NEXT,
     StreamedContent,
+    an_engine,
     deliver,
     delivered,
     greeted,
     message,
     opening,
+    outcomes_of,
     places,
     scripted,
+    settings,
+    static_router,
     told,
 )
 
@@ -436,6 +441,21 @@ async def test_421_in_a_stream_defers_what_is_undecided(drip, autojump_clock):
         f"{C} deferred host mail reply 421",
         f"{D} deferred host mail reply 421",
     ]
+
+
+async def test_octets_of_contents_in_flight_are_counted_once(autojump_clock):
+    script = OPEN + chunk(A) + GOOD + chunk(B) + chunk(C) + chunk(D) + GOOD * 2 + "! close"
+    options = {"stream_depth": 3, "max_connections": 1}
+    async with scripted(script) as hosts:
+        router = await static_router([MX1], "x.test")
+        async with an_engine(hosts, router=router, settings=settings(**options)) as engine:
+            for to in (A, B, C, D):
+                await engine.submit(message(to))
+        outcomes = await outcomes_of(engine)
+
+    assert engine.statistics().octets == 4 * len(CONTENT)
+    (unknown,) = [outcome for outcome in outcomes if outcome.status is Status.UNKNOWN]
+    assert f"in response to pipelined end of data ({len(CONTENT)} octets written)" in unknown.text
 
 
 @pytest.mark.parametrize(

@@ -226,15 +226,19 @@ class Transaction:
     async def _chunk(self) -> AsyncGenerator[Command, None]:
         left = self._content.facts.octets
         yield bdat_head(left)
+        held = b""
         async with aclosing(self._content.chunks()) as chunks:
             async for octets in chunks:
+                if held:
+                    yield bdat_piece(held, is_last=False)
+                held = octets
                 left -= len(octets)
                 if left < 0:
                     break
-                # The last octets are the last piece: behind them the server may answer.
-                yield bdat_piece(octets, self._answers, is_last=left == 0)
         if left:
             raise ContentError("its size is not what it was")
+        # Behind its last octet the host may take it; so not before all of it was read well.
+        yield bdat_piece(held, self._answers, is_last=True)
 
     def streamed(self) -> None:
         """Account for pieces that were sent; the reply is due, or its absence tells."""

@@ -127,6 +127,18 @@ async def test_a_content_that_is_read_while_it_is_sent_is_one_chunk(autojump_clo
     assert told([outcome]) == delivered(A)
 
 
+async def test_a_chunk_is_not_finished_before_all_of_the_content_was_read(autojump_clock):
+    """A file that changed, say, shows that at its end: the host must not have it by then."""
+    body = b"0123456789\r\n" * 20
+    script = OPEN + f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{A}>\n" + replies("250 ok", "250 ok")
+    script += f"C: BDAT {len(body)} LAST\nC# 200\n! expect-eof"
+    failing = StreamedContent(body, OSError("changed"), piece=100)
+    async with scripted(script) as hosts:
+        (outcome,) = await deliver(hosts, message(A, body=failing))
+
+    assert told([outcome]) == [f"{A} deferred local content io -"]
+
+
 async def test_chunking_can_be_switched_off(autojump_clock):
     script = (
         OPEN

@@ -187,6 +187,8 @@ class Carrier:
             elif host.transactions and not await host.make_ready():
                 # A refused RSET gives the connection up, not the message.
                 return
+            if host.most_domains and not host.admits(_domain_of(todo[0])):
+                return  # its recipients need a connection of their own
             self._begin(todo.popleft())
             if not self._may_begin:
                 return
@@ -476,6 +478,11 @@ class Carrier:
                 flight.give_up(verdict)
                 self._host.report(attempt, group, flight.verdicts, flight.number, flight.started)
         self._flying.clear()
+
+
+def _domain_of(job: _Job) -> str:
+    """Return the domain of a job's recipients, where they are all of one."""
+    return job.attempt.recipients[job.group[0]].mailbox.routing_domain
 
 
 def _pieces(places: Sequence[int], most: int) -> list[Sequence[int]]:

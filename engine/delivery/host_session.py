@@ -52,6 +52,7 @@ class HostSession:
         ending: How the session ended, `done` when it ended with our QUIT; empty before.
         most_recipients: Recipients in one transaction at most; 0: any number.
         has_one_domain: Whether the recipients of a transaction must be of one domain.
+        most_domains: Different domains that recipients of the session may be of; 0: any number.
         has_prdr: Whether a reply for each recipient may be asked for after the content.
         recorder: Counts.
         events: Where events are published.
@@ -94,6 +95,8 @@ class HostSession:
         self._most_transactions = settings.max_messages_per_connection
         self.most_recipients = settings.max_recipients_per_transaction
         self.has_one_domain = not settings.multi_domain
+        self.most_domains = 0
+        self._domains: set[str] = set()
         self.has_prdr = False
 
     # -- the session ------------------------------------------------------------------------
@@ -174,6 +177,7 @@ class HostSession:
         if limits.rcptmax is not None:
             self.most_recipients = min(limits.rcptmax, rcptmax or limits.rcptmax)
         self.has_one_domain |= limits.rcptdomainmax is not None
+        self.most_domains = limits.rcptdomainmax or 0
 
     def note_stream(self) -> None:
         """Take note that a transaction behind another one was taken."""
@@ -190,6 +194,16 @@ class HostSession:
     def is_used_up(self) -> bool:
         """Whether the connection has carried as much as settings and host allow."""
         return 0 < self._most_transactions <= self.transactions
+
+    def admits(self, domain: str) -> bool:
+        """Whether recipients of a domain may be named in this session; then they count.
+
+        RFC 9422 §4.3: what is limited are the domains of a session, not those of a transaction.
+        """
+        if domain not in self._domains and len(self._domains) >= self.most_domains:
+            return False
+        self._domains.add(domain)
+        return True
 
     async def make_ready(self) -> bool:
         """Make the session ready for MAIL, if it can be; RSET only where a transaction is open."""

@@ -701,6 +701,20 @@ async def test_rcptdomainmax_keeps_domains_apart(autojump_clock):
     assert told(outcomes) == delivered(A, B, "c@y.test")
 
 
+async def test_rcptdomainmax_counts_the_domains_of_a_session(autojump_clock):
+    """RFC 9422 §4.3; a domain that was named before may come again."""
+    hello = greeted("PIPELINING", "LIMITS RCPTDOMAINMAX=2")
+    script = hello + plain(A) + plain("b@y.test") + plain(B) + "C: QUIT\nS: 221 bye\n"
+    script += NEXT + hello + plain("c@z.test")
+    async with scripted(script) as hosts:
+        outcomes = await deliver(
+            hosts, message(A), message("b@y.test"), message(B), message("c@z.test")
+        )
+
+    assert told(outcomes) == delivered(A, B, "b@y.test", "c@z.test")
+    assert all(outcome.attempts == () for outcome in outcomes)
+
+
 async def test_domains_are_kept_apart_where_that_is_set(autojump_clock):
     script = opening(True) + plain(A, B) + plain("c@y.test")
     async with scripted(script) as hosts:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from engine.delivery.attempt import Attempt
+    from engine.delivery.envelope import Envelope
     from engine.delivery.host_session import HostSession
     from engine.delivery.verdict import Verdict
     from engine.message import Content, Recipient
@@ -82,6 +83,7 @@ class _Flight(Transaction):
 
     Attributes:
         job: What it is for.
+        envelope: The commands that open it.
         number: Which transaction of the connection, from 1.
         started: When it began, by Trio's clock.
         octets_before: Octets of content that go out before its own.
@@ -94,6 +96,7 @@ class _Flight(Transaction):
     """
 
     job: _Job
+    envelope: Envelope
     number: int
     started: float
     octets_before = 0
@@ -259,7 +262,7 @@ class Carrier:
         host.recorder.transactions += 1
         if events.TransactionStarted in host.events.wanted:
             host.publish(events.TransactionStarted, message.id, len(group), number)
-        flight.job, flight.number = job, number
+        flight.job, flight.envelope, flight.number = job, envelope, number
         flight.started = host.now()
         self._octets += content.facts.octets
         if message.require_tls:
@@ -270,10 +273,14 @@ class Carrier:
         flying = self._flying
         if flying:
             flight.is_behind = True
-            before = flying[-1].job.attempt.message.reverse_path
-            if message.reverse_path != before and host.manner.chunking:
+            before = flying[-1]
+            if host.manner.chunking and (
+                message.reverse_path != before.job.attempt.message.reverse_path
+                or envelope.terms != before.envelope.terms
+            ):
                 # Should nobody of the one before be accepted, no content ends it; a server that
-                # holds it for still open would deliver this one under the other's reverse-path.
+                # holds it for still open would deliver this one under the other's reverse-path,
+                # and on its terms.
                 flight.is_reset = True
                 self._window.append(RSET)
         flying.append(flight)

@@ -38,10 +38,17 @@ class Envelope(NamedTuple):
     Attributes:
         mail: MAIL with its parameters.
         rcpts: One RCPT a recipient, in order.
+        parameters: Those of MAIL.
     """
 
     mail: Command
     rcpts: tuple[Command, ...]
+    parameters: Sequence[bytes] = ()
+
+    @property
+    def terms(self) -> list[bytes]:
+        """The parameters that hold for what is delivered by the transaction: all but SIZE."""
+        return [each for each in self.parameters if not each.startswith(b"SIZE=")]
 
 
 class Dialect(NamedTuple):
@@ -142,8 +149,8 @@ def build(
     paths = [_path(to.mailbox, as_utf8=as_utf8) for to in recipients]
     if offered.dsn or dialect.ignore_quota:
         wishes = [_rcpt_parameters(to, dialect) for to in recipients]
-        return Envelope(mail(path, parameters), tuple(map(rcpt, paths, wishes)))
-    return Envelope(mail(path, parameters), tuple(map(rcpt, paths)))
+        return Envelope(mail(path, parameters), tuple(map(rcpt, paths, wishes)), parameters)
+    return Envelope(mail(path, parameters), tuple(map(rcpt, paths)), parameters)
 
 
 def _mail_parameters(

@@ -93,7 +93,7 @@ class Transaction:
         is_sent: Whether everything it has to say was handed out.
         was_heard: Whether the peer answered anything.
         is_nested: Whether the one before left the server with its own transaction open, so that a
-            refusal of MAIL says nothing: the reverse-path is the same, and that of the other stands.
+            refusal of MAIL says nothing: reverse-path and terms are the same, and the other's stand.
         leaves_open: Whether it is over and no content has ended it, so that a server may hold it
             for still open.
     """
@@ -138,7 +138,7 @@ class Transaction:
 
     def begin(self) -> tuple[Command, ...]:
         """Return the commands that open it."""
-        (mail, rcpts), manner = self._envelope, self._manner
+        (mail, rcpts, _), manner = self._envelope, self._manner
         if not manner.pipelining:
             return self._ask(mail)
         self._owed = len(rcpts) + 2

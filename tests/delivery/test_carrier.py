@@ -29,10 +29,17 @@ OPEN = greeted("PIPELINING", "CHUNKING")
 OK = "S: 250 2.1.0 ok\n"
 
 
-def chunk(to: str, *, content: bytes = CONTENT, sender: str = "s@me.test", reset: str = "") -> str:
+def chunk(
+    to: str,
+    *,
+    content: bytes = CONTENT,
+    sender: str = "s@me.test",
+    terms: str = "",
+    reset: str = "",
+) -> str:
     """What a client says that sends one message in one flight."""
     return (
-        f"{reset}C: MAIL FROM:<{sender}>\nC: RCPT TO:<{to}>\n"
+        f"{reset}C: MAIL FROM:<{sender}>{terms}\nC: RCPT TO:<{to}>\n"
         f"C: BDAT {len(content)} LAST\nC# {len(content)}\n"
     )
 
@@ -387,6 +394,35 @@ async def test_under_another_reverse_path_the_next_one_begins_with_a_reset(drip,
         f"{B} failed recipient rcpt reply 550",
         f"{C} delivered - final reply 250",
     ]
+
+
+async def test_on_other_terms_the_next_one_begins_with_a_reset(drip, autojump_clock):
+    """Or a report on it might name the one before."""
+    script = greeted("PIPELINING", "CHUNKING", "DSN") + chunk(A) + GOOD
+    script += chunk(B, terms=" RET=HDRS ENVID=b") + chunk(C, terms=" RET=HDRS ENVID=b")
+    script += chunk(D, terms=" RET=HDRS ENVID=d", reset="C: RSET\n")
+    script += GOOD + replies("250 ok", "550 5.1.1 who", "503 5.5.1 nobody", "250 flushed") + GOOD
+    b, c, d = (message(to, ret="hdrs", envid=envid) for to, envid in ((B, "b"), (C, "b"), (D, "d")))
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(hosts, message(A), b, c, d, **TOGETHER)
+
+    assert told(outcomes) == [
+        *delivered(A, B),
+        f"{C} failed recipient rcpt reply 550",
+        *delivered(D),
+    ]
+
+
+async def test_another_size_is_no_reason_for_a_reset(autojump_clock):
+    large = CONTENT * 2
+    script = greeted("PIPELINING", "CHUNKING", "SIZE") + chunk(A, terms=" SIZE=25") + GOOD
+    script += chunk(B, terms=" SIZE=25") + chunk(C, terms=" SIZE=50", content=large) + GOOD * 2
+    options = {**TOGETHER["options"], "size_addition": 0}
+    async with scripted(script) as hosts:
+        mail = message(A), message(B), message(C, content=large)
+        outcomes = await deliver(hosts, *mail, together=True, options=options)
+
+    assert told(outcomes) == delivered(A, B, C)
 
 
 async def test_what_a_server_refuses_behind_the_dot_is_sent_again_in_lockstep(autojump_clock):

@@ -206,11 +206,14 @@ class Session:
         It is on its way to the kernel when this returns, unless the peer takes octets more slowly
         than we make them; then this waits as long as the channel is full.  Never raises for what a
         peer does: when the session is lost the window goes nowhere, and the next `reply()` tells.
+        Nor does anything go out once it is cancelled, while replies are still waited for.
         """
         if self.loss is not None or self._connection.is_spoiled:
             return
         if self._is_ending:
             await trio.lowlevel.checkpoint_if_cancelled()  # nobody would hear the reply
+        if self._is_cancelled:
+            return
         if not self._is_writing:
             # The channel is empty: what goes in comes out at once, without a task switch.
             self._windows_in.send_nowait(window)

@@ -427,9 +427,10 @@ class Carrier:
             attempt = flight.job.attempt
             is_written = 0 < flight.content <= session.contents_written
             if self._was_stale(flight, ending, is_written=is_written) and (
-                not attempt.had_stale_connection
+                attempt.returns or not attempt.had_stale_connection
             ):
-                # The connection had died before; this message just found out.
+                # The connection had died before; this message just found out, maybe with several
+                # transactions at once.
                 attempt.had_stale_connection = attempt.returns = True
                 attempt.jobs -= 1
                 self._host.recorder.octets += self._written(flight)

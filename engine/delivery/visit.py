@@ -126,7 +126,7 @@ class Visit:
         """Give what is not settled back to the pool."""
         del self._task.in_hand[attempt]
         if attempt.waiting:
-            if attempt.returns:
+            if attempt.returns and attempt.unasked:
                 attempt.redo = self._candidate
             attempt.returns = False
             attempt.setback = None

@@ -477,6 +477,50 @@ async def test_what_has_not_left_of_a_lost_stream_is_deferred(autojump_clock):
     assert by_recipient[C].status is Status.DEFERRED
 
 
+GROUPS = {
+    "together": True,
+    "options": {
+        "stream_depth": 2,
+        "max_connections": 1,
+        "max_recipients_per_transaction": 1,
+        "one_flight_octets": 5000,
+    },
+}
+
+
+async def test_a_message_whose_transactions_all_found_the_connection_dead_is_sent_again(
+    caplog, autojump_clock
+):
+    body = b"x" * 998 + b"\r\n"
+    script = OPEN + chunk(A) + GOOD + "C: MAIL FROM:<s@me.test>\n! close\n" + NEXT + OPEN
+    script += chunk(B, content=body) + GOOD
+    script += chunk(C, content=body) + chunk(D, content=body) + GOOD * 2
+    async with scripted(script, capacity=700) as hosts:
+        outcomes = await deliver(hosts, message(A), message(B, C, D, content=body), **GROUPS)
+
+    assert told(outcomes) == delivered(A, B, C, D)
+    assert all(outcome.attempts == () for outcome in outcomes)
+    assert not caplog.records
+
+
+async def test_a_host_is_not_asked_again_about_nobody(autojump_clock):
+    """One transaction was heard of, one was not, and one had not begun when the connection ended."""
+    body = b"x" * 998 + b"\r\n"
+    script = OPEN + chunk(A) + GOOD
+    script += f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{B}>\nC: BDAT 1000 LAST\nC# 500\n"
+    script += "S: 250 ok\n! close"
+    async with scripted(script, capacity=700) as hosts:
+        outcomes = await deliver(hosts, message(A), message(B, C, D, content=body), **GROUPS)
+
+    assert told(outcomes) == [
+        *delivered(A),
+        f"{B} deferred host rcpt closed -",
+        f"{C} deferred host rcpt closed -",
+        f"{D} deferred host rcpt closed -",
+    ]
+    assert hosts.made == ["192.0.2.1"]
+
+
 async def test_421_in_a_stream_defers_what_is_undecided(drip, autojump_clock):
     script = OPEN + chunk(A) + GOOD + chunk(B) + chunk(C) + chunk(D)
     script += GOOD + "S: 421 4.3.2 going down\n"

@@ -59,6 +59,7 @@ class Attempt:
         walk: Where it stands among the hosts; made when it first needs a connection of its own.
         lockstep: A host got confused by pipelining; it is asked again one command at a time.
         redo: A candidate to ask again on a new connection, before the walk goes on; costs nothing.
+        is_back: It is about to be asked once more at a host that has taken a session for it.
         had_stale_connection: A reused connection turned out to be dead before anything was
             answered; that happens once at the attempt's cost of nothing.
         jobs: How many of its transactions are begun, or to be begun, at the present host.
@@ -71,6 +72,7 @@ class Attempt:
     walk: Walk | None = None
     lockstep = False
     redo: Candidate | None = None
+    is_back = False
     had_stale_connection = False
     jobs = 0
     returns = False

@@ -72,7 +72,7 @@ class DeliveryTask:
         self.stage = Stage.CONNECT
         pool, now = self._pool, trio.current_time()
         walk, redo = pool.walk_of(attempt), attempt.redo
-        attempt.redo = None
+        attempt.redo, attempt.is_back = None, redo is not None
         step = redo or walk.peek()
         if step is None:
             attempt.give_up(now)

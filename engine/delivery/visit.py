@@ -88,6 +88,9 @@ class Visit:
             host.publish(events.SessionReady, self._pool.site, keywords, host.hello_seconds)
             await carrier.run()
         else:
+            if task.attempt is not None and task.attempt.is_back:
+                # A moment ago it took us; whatever it says now, it takes mail at other times.
+                refusal = refusal.for_now
             shared = self._pool.shared
             if events.HostDeferred in shared.events.wanted:
                 stage, cause, text = refusal.stage, refusal.cause, refusal.text

@@ -388,7 +388,9 @@ class Carrier:
         if not self._session.is_usable:
             verdicts = [verdict for verdict in flight.verdicts if verdict is not None]
             if all(verdict.may_go_on for verdict in verdicts):
-                attempt.setback = verdicts[-1]
+                # What was said of one recipient is nothing to another one.
+                of_all = [each for each in verdicts if each.scope is not Scope.RECIPIENT]
+                attempt.setback = of_all[-1] if of_all else attempt.setback
         elif flight.doubtful and flight.is_behind:
             # It does not take commands behind a content: again, and one by one from here on.
             self._host.depth.refused()

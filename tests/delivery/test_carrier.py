@@ -503,6 +503,17 @@ async def test_a_message_whose_transactions_all_found_the_connection_dead_is_sen
     assert not caplog.records
 
 
+async def test_a_refused_recipient_is_not_held_against_those_who_were_not_asked(autojump_clock):
+    script = OPEN + chunk(A) + replies("250 ok", "450 4.2.0 busy") + "! close\n"
+    script += NEXT + OPEN + chunk(B) + GOOD
+    async with scripted(script) as hosts:
+        outcomes = await deliver(
+            hosts, message(A, B), options={"max_recipients_per_transaction": 1}
+        )
+
+    assert told(outcomes) == [f"{A} deferred recipient rcpt reply 450", *delivered(B)]
+
+
 async def test_a_host_is_not_asked_again_about_nobody(autojump_clock):
     """One transaction was heard of, one was not, and one had not begun when the connection ended."""
     body = b"x" * 998 + b"\r\n"

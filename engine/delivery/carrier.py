@@ -347,7 +347,7 @@ class Carrier:
                 # It was said to one and is meant for all.  Some servers say it to everything that
                 # is in flight, some go on as if nothing had been: what stands behind it does not count.
                 command, reply = run.commands[place - 1], run.replies[place - 1]
-                self._close(Answered(command, reply, run.is_early and place == end))
+                self._close(Answered(command, reply, run.answers_early(command)))
                 return
 
     def _close(self, answer: Answered) -> None:

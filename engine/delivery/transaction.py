@@ -180,8 +180,8 @@ class Transaction:
                 return stop, self._deliver(replies[start])
         last = len(replies) - 1
         while start <= last and not commands and self.due is Due.REPLIES:
-            is_early = run.is_early and start == last
-            commands = self.hear(Answered(run.commands[start], replies[start], is_early))
+            command = run.commands[start]
+            commands = self.hear(Answered(command, replies[start], run.answers_early(command)))
             start += 1
         return start, commands
 
@@ -220,17 +220,17 @@ class Transaction:
         stuffer = DotStuffer()
         async with aclosing(self._content.chunks()) as chunks:
             async for octets in chunks:
-                yield content(stuffer.feed(octets), is_last=False)
+                yield content(stuffer.feed(octets), self._answers, is_last=False)
         yield content(stuffer.finish(), self._answers)
 
     async def _chunk(self) -> AsyncGenerator[Command, None]:
         left = self._content.facts.octets
-        yield bdat_head(left)
+        yield bdat_head(left, self._answers)
         held = b""
         async with aclosing(self._content.chunks()) as chunks:
             async for octets in chunks:
                 if held:
-                    yield bdat_piece(held, is_last=False)
+                    yield bdat_piece(held, self._answers, is_last=False)
                 held = octets
                 left -= len(octets)
                 if left < 0:

@@ -665,6 +665,26 @@ async def test_lmtp_that_breaks_off_leaves_in_doubt_who_had_no_reply(drip, autoj
     ]
 
 
+@pytest.mark.parametrize(
+    ("verb", "reply"), [("DATA", "354 go on"), ("BDAT 1200 LAST", "")], ids=["dots", "chunk"]
+)
+async def test_lmtp_may_refuse_a_content_to_each_before_its_end(verb, reply, drip, autojump_clock):
+    body = StreamedContent(b"0123456789\r\n" * 100, piece=100)
+    script = LMTP.replace("250 PIPELINING", "250 CHUNKING")
+    for command in ("MAIL FROM:<s@me.test>", f"RCPT TO:<{A}>", f"RCPT TO:<{B}>"):
+        script += f"C: {command}\nS: 250 ok\n"
+    script += f"C: {verb}\n" + (f"S: {reply}\n" if reply else "")
+    script += "C# 500\n" + replies("552 5.3.4 large", "552 5.3.4 large") + "! stall"
+    options = {"protocol": "lmtp", "chunking": not reply}
+    async with scripted(script, drip=drip, capacity=300) as hosts:
+        outcomes = await deliver(hosts, message(A, B, body=body), options=options)
+
+    assert told(outcomes) == [
+        f"{A} failed recipient content reply 552",
+        f"{B} failed recipient content reply 552",
+    ]
+
+
 async def test_lmtp_ignores_quotas_where_that_is_offered_and_asked_for(autojump_clock):
     script = LMTP.replace("S: 250 PIPELINING", "S: 250-IGNOREQUOTA\nS: 250 PIPELINING")
     script += f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{A}> IGNOREQUOTA\nC: DATA\n"

@@ -394,6 +394,7 @@ class Transaction:
 
     def close(self, answer: Answered) -> tuple[Command, ...]:
         """421: the session is over, whatever was asked (RFC 5321 §3.8)."""
+        self._keep_refusals()
         self._settle_rest(self._judge_refusal(answer))
         return self._end()
 
@@ -408,9 +409,7 @@ class Transaction:
             is_content_written: Whether the whole content has left, or may have.
             octets: Octets of content written so far.
         """
-        for place, one in zip(self._accepted, self._each, strict=False):
-            if one.reply.code // 100 != 2:
-                self.verdicts[place] = self._judge_one(one)
+        self._keep_refusals()
         command = ending.command if is_oldest else self._envelope.mail
         trouble = lost(
             ending,
@@ -421,6 +420,12 @@ class Transaction:
         )
         self._settle_rest(judge(trouble, self._peer))
         self._end()
+
+    def _keep_refusals(self) -> None:
+        """PRDR: who was refused stays refused, though nothing is said of the whole any more."""
+        for place, one in zip(self._accepted, self._each, strict=False):
+            if one.reply.code // 100 != 2:
+                self.verdicts[place] = self._judge_one(one)
 
     def give_up(self, verdict: Verdict) -> None:
         """Something on our side ended it before its time."""

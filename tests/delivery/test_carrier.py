@@ -767,6 +767,18 @@ async def test_prdr_that_breaks_off_keeps_refusals_and_leaves_the_rest_in_doubt(
     ]
 
 
+@pytest.mark.parametrize("finals", [(), ("250 a",)], ids=["for one", "for all"])
+async def test_prdr_that_ends_with_a_421_keeps_refusals(finals, drip, autojump_clock):
+    script = prdr("353 each", "550 5.7.1 a", *finals, "421 4.3.2 going")
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(hosts, message(A, B))
+
+    assert told(outcomes) == [
+        f"{A} failed recipient final reply 550",
+        f"{B} deferred host final reply 421",
+    ]
+
+
 async def test_prdr_is_not_asked_for_one_recipient(autojump_clock):
     script = PRDR + f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{A}>\nC: DATA\n"
     script += replies("250 ok", "250 ok", "354 go on") + "C= c\nS: 250 queued\n"

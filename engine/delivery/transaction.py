@@ -263,11 +263,16 @@ class Transaction:
         place = self._rcpts_heard
         self._rcpts_heard = place + 1
         reply = answer.reply
-        if self._is_refused:
-            return self._go_on()
         if reply.code // 100 == 2:
             self._accepted.append(place)
+            if self._is_refused:
+                # That can only be in the transaction before, which the server holds for still open.
+                # It goes on with that one, on the same terms; then so do we.
+                self.verdicts[place] = None
+                self.doubtful = [each for each in self.doubtful if each != place]
             return self._go_on() if not self._owed else _NONE
+        if self._is_refused:
+            return self._go_on()
         if is_overflow(reply):
             self.again = (*self.again, place)
             self.verdicts[place] = overflowed(self._trouble(answer), self._peer)
@@ -279,7 +284,7 @@ class Transaction:
         """Say what comes next, once all that was said is answered."""
         if self._owed:
             return _NONE
-        if not self._is_refused:
+        if self._accepted or not self._is_refused:
             rcpts = self._envelope.rcpts
             if self._rcpts_heard < len(rcpts):
                 return self._ask(rcpts[self._rcpts_heard])

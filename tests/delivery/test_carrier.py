@@ -379,6 +379,39 @@ async def test_behind_one_that_nobody_was_accepted_of_the_next_is_delivered(drip
     ]
 
 
+@pytest.mark.parametrize(
+    ("refusal", "d"),
+    [
+        ("450 4.7.1 slow down", "deferred message mail reply 450"),
+        ("550 5.7.1 no", "failed message mail reply 550"),
+        ("503 5.5.1 what", "failed recipient rcpt reply 551"),
+    ],
+)
+@pytest.mark.parametrize("octets", [25, 5000], ids=["one flight", "chunk later"])
+async def test_who_is_accepted_behind_a_refused_mail_is_delivered(
+    refusal, d, octets, drip, autojump_clock
+):
+    """The server goes on with the transaction before, whatever it had against the new one."""
+    body = b"x" * (octets - 2) + b"\r\n"
+    named = f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{C}>\nC: RCPT TO:<{D}>\n"
+    content = f"C: BDAT {octets} LAST\nC# {octets}\n"
+    nobody = replies("250 ok", "550 5.1.1 who", "503 5.5.1 nobody")
+    heard = replies(refusal, "250 ok", "551 5.1.1 who")
+    script = OPEN + chunk(A) + GOOD + chunk(B) + named
+    script += content + nobody + heard if octets == 25 else nobody + heard + content
+    async with scripted(script + replies("250 queued"), drip=drip) as hosts:
+        mail = message(A), message(B), message(C, D, content=body)
+        options = {**TOGETHER["options"], "one_flight_octets": 100}
+        outcomes = await deliver(hosts, *mail, together=True, options=options)
+
+    assert told(outcomes) == [
+        f"{A} delivered - final reply 250",
+        f"{B} failed recipient rcpt reply 550",
+        f"{C} delivered - final reply 250",
+        f"{D} {d}",
+    ]
+
+
 async def test_under_another_reverse_path_the_next_one_begins_with_a_reset(drip, autojump_clock):
     """Or it might be delivered under that of the one before."""
     other = chunk(C, sender="t@me.test", reset="C: RSET\n")

@@ -325,17 +325,20 @@ class Transaction:
         if self._is_one_flight:
             self._forgive_overflow()
         code = answer.reply.code
+        if self._answers is Answers.FOR_EACH_AND_ALL and (self._more or code == 353):
+            return self._hear_each_and_all(answer)
         if not self._accepted:
-            # Whatever it says, nothing was delivered.
-            self.leaves_open = code // 100 != 2 and not self._is_refused
-            return self._end()
+            return self._end_for_nobody(answer.reply)
         if self._answers is Answers.FOR_EACH:
             return self._hear_each(answer)
-        if self._more or (self._answers is Answers.FOR_EACH_AND_ALL and code == 353):
-            return self._hear_each_and_all(answer)
         if code // 100 == 2:
             return self._deliver(answer.reply)
         self._refuse_all(answer)
+        return self._end()
+
+    def _end_for_nobody(self, reply: Reply) -> tuple[Command, ...]:
+        """Whatever it says to a content when nobody is accepted, nothing was delivered."""
+        self.leaves_open = reply.code // 100 != 2 and not self._is_refused
         return self._end()
 
     def _deliver(self, reply: Reply) -> tuple[Command, ...]:
@@ -368,6 +371,8 @@ class Transaction:
             self._each = (*self._each, answer)
             self._owed += 1
             return _NONE
+        if not self._accepted:
+            return self._end_for_nobody(answer.reply)
         severity = answer.reply.code // 100
         for place, one in zip(self._accepted, self._each, strict=True):
             is_refused = one.reply.code // 100 != 2

@@ -812,6 +812,27 @@ async def test_prdr_that_ends_with_a_421_keeps_refusals(finals, drip, autojump_c
     ]
 
 
+@pytest.mark.parametrize(
+    ("final", "reset"),
+    [("250 thanks for nothing", ""), ("554 5.5.1 nobody", "C: RSET\nS: 250 flushed\n")],
+)
+async def test_prdr_for_nobody_is_heard_to_its_end(final, reset, caplog, drip, autojump_clock):
+    content = f"C: BDAT {len(CONTENT)} LAST\nC# {len(CONTENT)}\n"
+    script = greeted("PIPELINING", "CHUNKING", "PRDR") + "C: MAIL FROM:<s@me.test> PRDR\n"
+    script += f"C: RCPT TO:<{A}>\nC: RCPT TO:<{B}>\n{content}"
+    script += replies("250 ok", "550 5.1.1 who", "550 5.1.1 who", "353 to each", final)
+    script += reset + chunk(C) + GOOD
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(hosts, message(A, B), message(C), **TOGETHER)
+
+    assert told(outcomes) == [
+        f"{A} failed recipient rcpt reply 550",
+        f"{B} failed recipient rcpt reply 550",
+        f"{C} delivered - final reply 250",
+    ]
+    assert not caplog.records
+
+
 async def test_prdr_is_not_asked_for_one_recipient(autojump_clock):
     script = PRDR + f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{A}>\nC: DATA\n"
     script += replies("250 ok", "250 ok", "354 go on") + "C= c\nS: 250 queued\n"

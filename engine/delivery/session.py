@@ -336,7 +336,7 @@ class Session:
                 if command.kind in _CONTENT_KINDS:
                     self.content_octets += len(command.octets) - command.head
                     self.contents_written += _ends_content(command)
-        if not was_owed or window[0].kind is Kind.CONTENT:
+        if not was_owed or window[0].kind in _CONTENT_KINDS:
             # The reply to a content is waited for from its last octet on.
             self._arm()
 

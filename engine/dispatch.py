@@ -19,15 +19,21 @@ from engine.delivery.verdict import Verdict, ours
 from engine.outcome import Cause, Status
 from engine.report.events import RecipientsRouted
 from engine.route import Route, Unroutable
+from engine.routing.sender_rules import message_tls
+from engine.security import MessageTls, Stance
 from engine.smtp.stages import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engine.choices import AddressFamily
+    from engine.delivery.lane import Lane
     from engine.delivery.shared import Shared
     from engine.message import Message, Recipient
+    from engine.outcome import Outcome
+    from engine.routing.policy import Policies
     from engine.routing.router import Router
+    from engine.settings import Settings
 
 _log = logging.getLogger("engine")
 
@@ -44,6 +50,9 @@ class _Parcel:
         by_domain: Its recipients by routing domain, in their order.
         submitted_at: When it was submitted, by Trio's clock.
         routes: What is known of its domains.
+        stances: What they ask for on the way; of all that can be routed.
+        settle: Takes the outcomes in place of whoever reads the engine's.
+        is_callout: Whether recipients are only asked about, and no content is sent.
         unknown: The domains whose route is being looked for.
     """
 
@@ -51,13 +60,25 @@ class _Parcel:
     by_domain: dict[str, list[Recipient]]
     submitted_at: float
     routes: dict[str, Route | Unroutable] = field(default_factory=dict)
+    stances: dict[str, Stance] = field(default_factory=dict)
+    settle: Callable[[Outcome], None] | None = None
+    is_callout: bool = False
     unknown: set[str] = field(default_factory=set)
 
 
 class _Way(NamedTuple):
-    """The pool that a domain's mail goes to, and until when that is believed, by Trio's clock."""
+    """The way of a domain's mail.
+
+    Attributes:
+        pool: Where it goes.
+        stance: What the domain asks for on the way.
+        lane: Its lane there, where the message itself asks for nothing.
+        until: Until when that is believed, by Trio's clock.
+    """
 
     pool: SitePool
+    stance: Stance
+    lane: Lane
     until: float
 
 
@@ -68,18 +89,26 @@ class Dispatcher:
         pools: The pools that run, by site, host order and the rules that hold for them.
     """
 
-    def __init__(self, shared: Shared, router: Router, on_pool_closed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        router: Router,
+        policies: Policies,
+        on_change: Callable[[], None],
+    ) -> None:
         """Make a dispatcher; it works inside `run_in`'s nursery.
 
         Args:
             shared: The engine's parts.
             router: Routes domains.
-            on_pool_closed: Called when a pool has ended.
+            policies: Say what domains ask for on the way.
+            on_change: Called when a pool has ended, and when nothing is being routed any more.
         """
         self.pools: dict[tuple[str, str, tuple[int, ...]], SitePool] = {}
         self._shared = shared
         self._router = router
-        self._on_pool_closed = on_pool_closed
+        self._policies = policies
+        self._on_change = on_change
         self._waiting: dict[str, list[_Parcel]] = {}
         self._ways: dict[str, _Way] = {}
         self._nursery: trio.Nursery | None = None
@@ -90,16 +119,48 @@ class Dispatcher:
         self._nursery = nursery
         self._now = trio.lowlevel.current_clock().current_time
 
+    @property
+    def is_routing(self) -> bool:
+        """Whether messages wait for the way to a domain to be found."""
+        return bool(self._waiting)
+
     def dispatch(self, message: Message) -> None:
         """Hand a message to its pools, at once where the ways are known."""
         now, recipients = self._now(), message.recipients
         if len(recipients) == 1:
             # Most bulk mail goes here, to a domain that was met a moment ago.
             way = self._ways.get(recipients[0].mailbox.routing_domain)
-            if way is not None and now < way.until:
+            if way is not None and now < way.until and not way.pool.is_closed:
                 pool = way.pool
-                pool.put(Attempt(message, recipients, pool.settle, now, 0.0))
+                attempt = Attempt(message, recipients, pool.settle, now, 0.0)
+                attempt.lane = way.lane
+                if message.require_tls or message.content.facts.is_tls_optional:
+                    asked = _asked_of_tls(message)
+                    attempt.lane = pool.lane(asked, way.stance, way.lane.domain)
+                pool.put(attempt)
                 return
+        self._dispatch_slowly(message, now)
+
+    def dispatch_apart(
+        self, message: Message, settle: Callable[[Outcome], None], *, is_callout: bool = False
+    ) -> None:
+        """Hand a message to its pools that is nobody's but whoever asks.
+
+        Args:
+            message: It.
+            settle: Takes each recipient's outcome; must not wait.
+            is_callout: Whether recipients are only asked about, and no content is sent.
+        """
+        self._dispatch_slowly(message, self._now(), settle, is_callout=is_callout)
+
+    def _dispatch_slowly(
+        self,
+        message: Message,
+        now: float,
+        settle: Callable[[Outcome], None] | None = None,
+        *,
+        is_callout: bool = False,
+    ) -> None:
         by_domain: dict[str, list[Recipient]] = {}
         for recipient in message.recipients:
             domain = recipient.mailbox.routing_domain
@@ -107,24 +168,31 @@ class Dispatcher:
                 by_domain[domain].append(recipient)
             else:
                 by_domain[domain] = [recipient]
-        parcel = _Parcel(message, by_domain, now)
+        parcel = _Parcel(message, by_domain, now, settle=settle, is_callout=is_callout)
         for domain in by_domain:
-            family = self._family_for(domain)
-            known = self._router.known(domain, family)
+            way = self._ways.get(domain)
+            known = self._router.known(domain, self._family_for(domain))
             if known is None or domain in self._waiting:
                 self._wait_for(domain, parcel)
-                continue
-            parcel.routes[domain] = known
-            if isinstance(known, Route) and len(by_domain) == 1:
-                self._remember(domain, known, now + self._router.seconds_left(domain, family))
+            elif not isinstance(known, Route):
+                parcel.routes[domain] = known
+            elif way is None or now >= way.until:
+                self._wait_for(domain, parcel)
+            else:
+                parcel.routes[domain], parcel.stances[domain] = known, way.stance
+                if way.pool.is_closed:
+                    self._remember(domain, known, way.stance, way.until - now)
         if not parcel.unknown:
             self._hand_out(parcel)
 
-    def _remember(self, domain: str, route: Route, until: float) -> None:
+    def _remember(self, domain: str, route: Route, stance: Stance, seconds: float) -> None:
         """Note the way to a domain; what is noted here may be forgotten at any time."""
         if len(self._ways) >= _MOST_WAYS:
             self._ways.clear()
-        self._ways[domain] = _Way(self._pool_for(domain, route), until)
+        pool = self._pool_for(domain, route)
+        lane = pool.lane(MessageTls.BY_POLICY, stance, domain)
+        left = self._router.seconds_left(domain, self._family_for(domain))
+        self._ways[domain] = _Way(pool, stance, lane, self._now() + min(seconds, left))
 
     # -- routing ----------------------------------------------------------------------------
 
@@ -140,11 +208,17 @@ class Dispatcher:
     async def _find(self, domain: str) -> None:
         """Find the way to a domain, then let go what waits for it; nothing waits after this."""
         found: Route | Unroutable | None = None
+        stance = Stance()
         verdict = ours(
             Status.DEFERRED, Cause.CANCELLED, Stage.ROUTE, "the engine was stopped first"
         )
         try:
-            found = await self._router.route(domain, self._family_for(domain))
+            route = await self._router.route(domain, self._family_for(domain))
+            if isinstance(route, Route):
+                settings = self._settings_for(domain, route.site)
+                stance, seconds = await self._policies.stance(domain, route, settings)
+                self._remember(domain, route, stance, seconds)
+            found = route
         except Exception:  # noqa: BLE001 - the bulkhead: a bug costs an attempt, and no mail
             _log.exception("routing %s failed by a bug of ours; its mail is deferred", domain)
             verdict = ours(
@@ -152,42 +226,54 @@ class Dispatcher:
             )
         finally:
             for parcel in self._waiting.pop(domain):
-                self._let_go(parcel, domain, found, verdict)
+                self._let_go(parcel, domain, found, stance, verdict)
+            if not self._waiting:
+                self._on_change()
         events = self._shared.events
         if found is not None and RecipientsRouted in events.wanted:
             site = found.site if isinstance(found, Route) else ""
             events.publish(RecipientsRouted(self._shared.clock(), domain, site, found.seconds))
 
     def _let_go(
-        self, parcel: _Parcel, domain: str, found: Route | Unroutable | None, verdict: Verdict
+        self,
+        parcel: _Parcel,
+        domain: str,
+        found: Route | Unroutable | None,
+        stance: Stance,
+        verdict: Verdict,
     ) -> None:
         parcel.unknown.discard(domain)
         if found is None:
             # This part ends here; what else the message has goes its own way.
             recipients = parcel.by_domain.pop(domain)
-            self._attempt(parcel, recipients, self._shared.settle).end(verdict, trio.current_time())
+            attempt = self._attempt(parcel, recipients, self._shared.settle)
+            attempt.end(verdict, trio.current_time())
         else:
-            parcel.routes[domain] = found
+            parcel.routes[domain], parcel.stances[domain] = found, stance
         if not parcel.unknown:
             self._hand_out(parcel)
 
     # -- handing out ------------------------------------------------------------------------
 
     def _hand_out(self, parcel: _Parcel) -> None:
-        """Give each pool its part: recipients who go to one site travel together."""
-        by_pool: dict[SitePool, tuple[list[Recipient], float]] = {}
+        """Give each pool its part: recipients who go to one site, in one lane, travel together."""
+        asked = _asked_of_tls(parcel.message)
+        parts: dict[tuple[SitePool, Lane], tuple[list[Recipient], float]] = {}
         for domain, recipients in parcel.by_domain.items():
             route = parcel.routes[domain]
             if isinstance(route, Unroutable):
                 self._settle_unroutable(parcel, recipients, route)
                 continue
             pool = self._pool_for(domain, route)
-            if pool in by_pool:
-                by_pool[pool][0].extend(recipients)
+            part = pool, pool.lane(asked, parcel.stances[domain], domain)
+            if part in parts:
+                parts[part][0].extend(recipients)
             else:
-                by_pool[pool] = (recipients, route.seconds)
-        for pool, (recipients, seconds) in by_pool.items():
-            pool.put(self._attempt(parcel, recipients, pool.settle, seconds))
+                parts[part] = (recipients, route.seconds)
+        for (pool, lane), (recipients, seconds) in parts.items():
+            attempt = self._attempt(parcel, recipients, pool.settle, seconds)
+            attempt.lane = lane
+            pool.put(attempt)
 
     @staticmethod
     def _attempt(
@@ -196,19 +282,26 @@ class Dispatcher:
         settle: Callable[..., None],
         route_seconds: float = 0.0,
     ) -> Attempt:
-        return Attempt(
+        attempt = Attempt(
             parcel.message,
             recipients,
-            settle,
+            parcel.settle or settle,
             parcel.submitted_at,
             route_seconds,
         )
+        if parcel.is_callout:
+            attempt.is_callout = True
+        return attempt
+
+    def _settings_for(self, domain: str, site: str) -> Settings:
+        table = self._shared.table
+        return table.settings(table.matching(domain=domain, site=site))
 
     def _family_for(self, domain: str) -> AddressFamily:
         table = self._shared.table
         if not table.rules:
             return table.defaults.address_family
-        return table.settings(table.matching(domain=domain, site="")).address_family
+        return self._settings_for(domain, "").address_family
 
     def _pool_for(self, domain: str, route: Route) -> SitePool:
         rules = self._shared.table.matching(domain=domain, site=route.site)
@@ -224,8 +317,7 @@ class Dispatcher:
     def _forget(self, pool: SitePool) -> None:
         for key in [key for key, known in self.pools.items() if known is pool]:
             del self.pools[key]
-        self._ways.clear()
-        self._on_pool_closed()
+        self._on_change()
 
     def _settle_unroutable(
         self, parcel: _Parcel, recipients: list[Recipient], found: Unroutable
@@ -235,3 +327,11 @@ class Dispatcher:
         )
         attempt = self._attempt(parcel, recipients, self._shared.settle, found.seconds)
         attempt.end(verdict, trio.current_time())
+
+
+def _asked_of_tls(message: Message) -> MessageTls:
+    return message_tls(
+        require_tls=message.require_tls,
+        has_null_path=message.reverse_path is None,
+        is_optional=message.content.facts.is_tls_optional,
+    )

@@ -15,33 +15,43 @@ from typing import TYPE_CHECKING, Final, Self
 
 import trio
 
+from engine.callout import Callout
 from engine.delivery.shared import Shared
 from engine.dispatch import Dispatcher
 from engine.errors import ConfigError
 from engine.net.connector import Connector
+from engine.net.tls import TlsClient
 from engine.nursery import tasks_beside
 from engine.outcomes import Outcomes, Seats
-from engine.paths import SettingsTable, refuse_unavailable
+from engine.paths import SettingsTable, refuse_contradictions
 from engine.report.events import MessageSubmitted, RecipientSettled
 from engine.report.statistics import Recorder
 from engine.report.stream import EventStream
 from engine.report.transcript import Transcript
 from engine.routing.mx import plan
 from engine.routing.own import read_own_addresses
+from engine.routing.policy import Policies
+from engine.routing.resolver import NoResolver
 from engine.routing.router import LOOPBACK, Router
+from engine.routing.sts_fetch import StsFetcher, dial_by
+from engine.routing.sts_store import StsPolicies
 from engine.routing.table import RouteTable
 from engine.settings import Settings
+from engine.tls_files import names_files, refuse_bad_files
+from engine.tls_reports import TlsReports
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
+    from engine.callout import Verification
     from engine.hints import Hints
     from engine.message import Message
     from engine.net.connector import ConnectorLike
     from engine.outcome import Outcome, Peer
     from engine.report.statistics import Statistics
+    from engine.report.tlsrpt_form import Reporter
     from engine.routing.resolver import Resolver
 
 #: Recipients inside the engine, from submit to the reading of their outcomes.  With messages of
@@ -78,6 +88,7 @@ class Engine:
         resolver: Resolver | None = None,
         name_servers: Sequence[str] = (),
         dns_timeout: float = DEFAULT_DNS_TIMEOUT,
+        trusted_name_servers: Sequence[str] | None = None,
         own_addresses: Iterable[str] | None = None,
         own_names: Iterable[str] = (),
         router: Router | None = None,
@@ -86,6 +97,9 @@ class Engine:
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         transcripts: bool = False,
         veto: Callable[[Peer, str], str | None] | None = None,
+        veto_greeting: Callable[[Peer, str], str | None] | None = None,
+        tls_reporter: Reporter | None = None,
+        sign: Callable[[bytes], Awaitable[bytes]] | None = None,
         grace: float = DEFAULT_GRACE,
         clock: Callable[[], float] = time.time,
         rng: Random | None = None,
@@ -99,11 +113,14 @@ class Engine:
             resolver: Answers DNS questions; by default it asks `name_servers`.
             name_servers: IP addresses with or without a port; empty: those of this machine.
             dns_timeout: Seconds for one DNS lookup, repeats included.
+            trusted_name_servers: IP addresses of name servers that validate with DNSSEC, and to
+                which the way is secure, for DANE.  `None`: those on this machine.
             own_addresses: IP addresses that are ourselves: an MX that has one is cut off with all
                 behind it (RFC 5321 §5.1).  `None`: the addresses of this machine.  Empty: nothing
                 is ourselves, loopback neither.
             own_names: Host names that are ourselves in the same sense.
-            router: Routes domains; with it the six above have no effect.
+            router: Routes domains; with it the seven above have no effect, but for `resolver`,
+                which is asked for policies.
             connector: Makes connections.
             hints: What is learned of hosts that is worth knowing next time; `None`: it is kept for
                 the life of this engine.  `engine.queue.hints.open_hints` keeps it in a file.
@@ -112,6 +129,10 @@ class Engine:
             veto: Asked before each connection with the peer and the name of its site; returns why
                 not to connect, or `None`.  A vetoed host is deferred with cause `event`, and the
                 next one is tried.  It must not wait, and runs for every connection.
+            veto_greeting: The same, asked when a host has greeted, with the peer and the greeting.
+            tls_reporter: Who tells receivers each day how TLS with them went (RFC 8460 §5), by mail
+                through this engine or over HTTPS; `None`: nobody.
+            sign: Returns those reports with a DKIM signature, which RFC 8460 §3 asks for.
             grace: Seconds a cancelled engine waits for replies to contents that have left.
             clock: Wall clock, seconds since the epoch.
             rng: Shuffles hosts of equal preference, and chooses among equal proxies.
@@ -123,7 +144,7 @@ class Engine:
             table = settings
         else:
             table = SettingsTable(settings or Settings())
-        refuse_unavailable(table)
+        refuse_contradictions(table)
         self._clock = clock
         self._recorder = Recorder()
         self._seats = Seats(max_in_flight)
@@ -131,12 +152,20 @@ class Engine:
         self.events = EventStream()
         rng = rng or Random()  # noqa: S311 - spreads load, guards nothing
         hints = hints if hints is not None else _default_hints(clock)
-        made_router = router or _default_router(
-            routes,
-            resolver or _default_resolver(name_servers, dns_timeout),
-            own_addresses,
-            own_names,
-        )
+        if resolver is None:
+            resolver = (
+                _default_resolver(name_servers, dns_timeout, trusted_name_servers)
+                if router is None
+                else NoResolver()
+            )
+        made_router = router or _default_router(routes, resolver, own_addresses, own_names)
+        self._sts = StsPolicies(resolver, hints, StsFetcher(dial_by(resolver)), clock=clock)
+        policies = Policies(resolver, self._sts)
+        self._reports = None
+        if tls_reporter is not None:
+            self._reports = TlsReports(
+                tls_reporter, resolver, hints, self._send_apart, sign=sign, clock=clock, rng=rng
+            )
         self._shared = Shared(
             connector=connector or Connector(hints=hints, rng=rng),
             table=table,
@@ -149,9 +178,13 @@ class Engine:
             grace=grace,
             make_transcript=Transcript if transcripts else None,
             hints=hints,
+            policies=policies,
+            tls=TlsClient(),
+            tls_counters=self._reports.counters if self._reports is not None else None,
             veto=veto,
+            veto_greeting=veto_greeting,
         )
-        self._dispatcher = Dispatcher(self._shared, made_router, self._wake)
+        self._dispatcher = Dispatcher(self._shared, made_router, policies, self._wake)
         self._nursery: trio.Nursery | None = None
         self._running: AbstractAsyncContextManager[None] | None = None
         self._unsettled = 0
@@ -179,9 +212,14 @@ class Engine:
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
         try:
+            if names_files(self._shared.table):
+                await trio.to_thread.run_sync(refuse_bad_files, self._shared.table)
             async with tasks_beside() as nursery:
                 self._nursery = nursery
                 self._dispatcher.run_in(nursery)
+                nursery.start_soon(self._sts.run, name="MTA-STS policies")
+                if self._reports is not None:
+                    nursery.start_soon(self._reports.run, name="TLS reports")
                 try:
                     yield
                     await self.drain()
@@ -205,6 +243,9 @@ class Engine:
         self._seats.close()
         seconds = math.inf if timeout is None else timeout
         with trio.CancelScope(relative_deadline=seconds) as scope:
+            await self._wait_until(lambda: not self._dispatcher.is_routing)
+            for pool in self._dispatcher.pools.values():
+                pool.expect_no_more()
             await self._wait_until(lambda: self._unsettled == 0)
             for pool in list(self._dispatcher.pools.values()):
                 pool.drain()
@@ -254,6 +295,63 @@ class Engine:
         self._dispatcher.dispatch(message)
         return message.id
 
+    async def verify(
+        self,
+        addresses: Sequence[str],
+        *,
+        sender: str = "",
+        catch_all: bool = False,
+        fresh: bool = False,
+    ) -> list[Verification]:
+        """Ask whether addresses would be taken, without sending anything.
+
+        Hosts are walked and connections shared as for mail; MAIL and RCPT are said, and no content.
+        What was answered is believed for a while, by the hints: an acceptance for a day, a refusal
+        for two hours.  Cancelled, the questions that are under way are asked to their end.
+
+        Args:
+            addresses: Forward-paths; some hosts do not like many at a time.
+            sender: The reverse-path to ask with; empty is the null path.
+            catch_all: Whether hosts are also asked about an address that cannot exist: who would
+                take that says nothing about the others.
+            fresh: Whether hosts are asked whatever was answered before.
+
+        Returns:
+            What is known of each address, in their order.
+
+        Raises:
+            AddressSyntaxError: One of them is no mailbox; nothing was asked.
+            EngineClosedError: The engine is draining or closed.
+        """
+        callout = Callout(
+            addresses, self._shared.hints, sender=sender, catch_all=catch_all, fresh=fresh
+        )
+        if callout.message is not None:
+            await self._send_apart(callout.message, callout.hear, is_callout=True)
+        return callout.verifications()
+
+    async def _send_apart(
+        self, message: Message, hear: Callable[[Outcome], None], *, is_callout: bool = False
+    ) -> None:
+        """Send what is not the user's, and wait until every recipient has an outcome."""
+        count = left = len(message.recipients)
+        is_over = trio.Event()
+
+        def settle(outcome: Outcome) -> None:
+            nonlocal left
+            hear(outcome)
+            self._seats.give_back()
+            self._settled_one()
+            left -= 1
+            if not left:
+                is_over.set()
+
+        if not self._seats.take_nowait(count):
+            await self._seats.take(count)
+        self._unsettled += count
+        self._dispatcher.dispatch_apart(message, settle, is_callout=is_callout)
+        await is_over.wait()
+
     def statistics(self) -> Statistics:
         """Return the numbers of this moment."""
         return self._recorder.snapshot(
@@ -268,6 +366,9 @@ class Engine:
         if RecipientSettled in self.events.wanted:
             self.events.publish(RecipientSettled(self._clock(), outcome))
         self.outcomes.put(outcome)
+        self._settled_one()
+
+    def _settled_one(self) -> None:
         self._unsettled -= 1
         if self._unsettled == 0 and self._is_draining:
             self._wake()
@@ -282,12 +383,14 @@ def _default_hints(clock: Callable[[], float]) -> Hints:
     return MemoryHints(clock=clock)
 
 
-def _default_resolver(name_servers: Sequence[str], timeout: float) -> Resolver:
+def _default_resolver(
+    name_servers: Sequence[str], timeout: float, trusted: Sequence[str] | None
+) -> Resolver:
     # dnspython is slow to import, and who brings a resolver does not need it.
     from engine.routing.cache import CachingResolver
     from engine.routing.stub import DnsResolver
 
-    return CachingResolver(DnsResolver(name_servers, timeout=timeout))
+    return CachingResolver(DnsResolver(name_servers, timeout=timeout, trusted=trusted))
 
 
 def _default_router(

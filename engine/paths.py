@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from engine.errors import ConfigError
 from engine.setting_types import ip_text
-from engine.settings import Problem, Settings, check_available, explain
+from engine.settings import Problem, Settings, contradictions, explain
 from engine.showing import show
 
 if TYPE_CHECKING:
@@ -263,15 +263,16 @@ def _read_rules(rules: Sequence[PathRule]) -> tuple[list[Match], list[dict[str, 
     return matches, overrides
 
 
-def refuse_unavailable(table: SettingsTable) -> None:
-    """Refuse settings that ask explicitly for what is not built yet; defaults ask for nothing.
+def refuse_contradictions(table: SettingsTable) -> None:
+    """Refuse settings that cannot hold together, by default or on a path.
 
     Raises:
         ConfigError: A problem for each of them.
     """
-    problems = check_available(table.defaults)
+    problems = [str(problem) for problem in contradictions(table.defaults)]
+    known = set(problems)
     for number, rule in enumerate(table.rules):
-        asked = Settings.model_validate(dict(rule.overrides))
-        problems += [f"paths[{number}] {rule.match}: {each}" for each in check_available(asked)]
+        found = map(str, contradictions(table.settings((number,))))
+        problems += [f"paths[{number}] {rule.match}: {each}" for each in found if each not in known]
     if problems:
         raise ConfigError(*problems)

@@ -103,6 +103,22 @@ class MessageTls(Enum):
     OPTIONAL = "optional"
 
 
+class Stance(NamedTuple):
+    """What domains of one site may differ in as far as TLS is concerned.
+
+    Where it is equal, every host of theirs must show the same.
+
+    Attributes:
+        is_secure: As of the route.
+        aliases: The same.
+        sts: Mode and patterns of the MTA-STS policy; empty where none holds.
+    """
+
+    is_secure: bool = False
+    aliases: tuple[str, ...] = ()
+    sts: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class TlsDemand:
     """What TLS with one host must be; connections are shared only where it is equal.

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Final, Literal, Self, TypedDict, get_args
+from typing import Annotated, Any, Final, Literal, Self, TypedDict, get_args
 from urllib.parse import unquote, urlsplit
 
 from pydantic import (
@@ -127,7 +127,9 @@ def ip_text(text: object) -> str | None:
         return None
 
 
-def _interface(value: object) -> tuple[str, ...]:
+def _interface(value: object) -> tuple[str, ...] | InterfaceFunction:
+    if callable(value):
+        return value
     allowed = "IP addresses of this host: one, or a list"
     items = _items(value, allowed)
     addresses = [ip_text(item) for item in items]
@@ -345,6 +347,9 @@ def _password(value: object) -> SecretStr:
     return secret
 
 
+#: What a program may give in place of addresses to connect from: a function of a host's name and an
+#: `engine.message.Message` that returns them.  It must not wait.
+InterfaceFunction = Callable[[str, Any], Sequence[str]]
 #: What a program may give in place of a command that prints a token: an asynchronous function that
 #: returns one.
 TokenFunction = Callable[[], Awaitable[str]]
@@ -459,8 +464,8 @@ HeloName = Annotated[str | None, _optional(_helo_name)]
 Mailbox = Annotated[str | None, _optional(_text(_MAILBOX, "a mailbox without angle brackets"))]
 #: Cipher names in OpenSSL's notation, or `None`.
 CipherList = Annotated[str | None, _optional(_text(_PRINTABLE, "a cipher list"))]
-#: IP addresses of this host, in the usual text form.
-Interfaces = Annotated[tuple[str, ...], PlainValidator(_interface)]
+#: IP addresses of this host, in the usual text form, or what chooses them.
+Interfaces = Annotated[tuple[str, ...] | InterfaceFunction, PlainValidator(_interface)]
 #: A TCP port or the name of a service, or `None`.
 Port = Annotated[int | str | None, _optional(_port)]
 #: A name of `DSCP_NAMES` or a code point from 0 to 0x3F (RFC 2474 §3), or `None`.

@@ -8,7 +8,6 @@ Not here: what a value may be (`engine.setting_types`), which settings hold for 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -43,7 +42,7 @@ from engine.setting_types import (
     Whole,
     one_of,
 )
-from engine.showing import show, show_key, suggest
+from engine.showing import show_key, suggest
 from engine.units import MINUTES
 
 if TYPE_CHECKING:
@@ -73,7 +72,8 @@ class Settings(BaseModel):
     #: `None`: the name of this host, as in Exim.
     helo_name: HeloName = None
     #: Local IP addresses to send from; the first of the peer's family is taken.
-    #: Empty: the operating system chooses, as in Exim.
+    #: Empty: the operating system chooses, as in Exim.  From Python also a function of the host's
+    #: name and the message, which returns a list.
     interface: Interfaces = ()
     #: Whether a host is skipped when `interface` has no address of its family.  Exim goes on.
     interface_strict: Flag = False
@@ -126,7 +126,8 @@ class Settings(BaseModel):
     chunking: Flag = True
     #: A reply for each recipient after the content, where PRDR is offered.  Exim: on.
     prdr: Flag = True
-    #: QUIT behind the last content, without waiting for its reply.  Exim: on.
+    #: QUIT behind the last content, without waiting for its reply, where the server is known to take
+    #: it.  Exim: on, anywhere.
     quit_pipelining: Flag = True
     #: Mail transactions in flight on one connection; 1 is lockstep, as in Exim.  `auto`: more
     #: where the server is known to take it.
@@ -254,56 +255,3 @@ def contradictions(settings: Settings) -> list[Problem]:
         found = "a key without tls_certificate"
         problems.append(Problem("tls_private_key", found, "both, or neither"))
     return problems
-
-
-# ---- what is not built yet ----------------------------------------------------------------------
-
-#: Settings whose feature is not built yet, and the values accepted meanwhile.  Their other values
-#: are checked like any and then refused; a default that is not listed acts as the first value.
-NOT_YET: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
-    {
-        "protocol": ("smtp", "lmtp"),
-        "early_pipelining": (False,),
-        "quit_pipelining": (False,),
-        "tls": ("off",),
-        # Without TLS everything goes in clear: who forbids that must not be passed over.
-        "tls_fallback_to_clear": (True,),
-        "tls_ca_file": (None,),
-        "tls_certificate": (None,),
-        "tls_private_key": (None,),
-        "tls_sni": (None,),
-        "tls_ciphers": (None,),
-        "tls_min_version": (),
-        "tls_resumption": (False,),
-        "dane": ("off",),
-        "mta_sts": ("off",),
-        "auth": (None,),
-        "auth_required": (False,),
-        "auth_in_clear": (False,),
-        "authenticated_sender": (None,),
-        "serialize": (False,),
-        "max_line_length": (0,),
-    }
-)
-
-
-def unavailable(settings: Settings) -> list[Problem]:
-    """Find what was asked for explicitly and is not built yet; defaults ask for nothing."""
-    problems = []
-    for name, accepted in NOT_YET.items():
-        value = getattr(settings, name)
-        if name in settings.model_fields_set and value not in accepted:
-            found = "a value (not shown)" if name in SECRET else show(value)
-            words = [_without(name) if word in (None, ()) else show(word) for word in accepted]
-            allowed = " or ".join(words) or "no value: leave it out"
-            problems.append(Problem(name, f"{found}, not available yet", allowed))
-    return problems
-
-
-def _without(name: str) -> str:
-    return '"off"' if name in {"auth", "proxy"} else '""'
-
-
-def check_available(settings: Settings) -> list[str]:
-    """Say, a line each, what was asked for explicitly and is not available yet."""
-    return [str(problem) for problem in unavailable(settings)]

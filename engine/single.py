@@ -20,23 +20,30 @@ from engine.delivery.session import run_session
 from engine.delivery.shared import Path, Shared
 from engine.errors import EngineError
 from engine.net.errors import ConnectFailed
+from engine.net.port import port_for
+from engine.net.tls import TlsClient
 from engine.outcome import Outcome, Peer
-from engine.paths import SettingsTable, refuse_unavailable
+from engine.paths import SettingsTable, refuse_contradictions
 from engine.queue.hints import MemoryHints
 from engine.report.statistics import Recorder
 from engine.report.stream import EventStream
 from engine.route import Unroutable
 from engine.routing.mx import plan
+from engine.routing.policy import Policies
 from engine.routing.router import Router
 from engine.routing.table import RouteTable
+from engine.security import HostRefused
 from engine.settings import Settings
+from engine.tls_files import names_files, refuse_bad_files
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from engine.message import Message
     from engine.net.connector import Connection, ConnectorLike
+    from engine.net.stream import ByteStream
     from engine.routing.resolver import Resolver
+    from engine.security import TlsDemand
     from engine.smtp.capabilities import Capabilities
     from engine.smtp.command import Command
     from engine.smtp.connection import Answered
@@ -101,6 +108,14 @@ class _One:
     async def wait(self, room: int) -> None:
         """There is no more."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whoever holds the session says when it is over."""
+        return False
+
+    def withdraw(self, attempt: Attempt) -> None:
+        """Never asked: the connection stands."""
+
     def done(self, attempt: Attempt) -> None:
         """Whom the host has not decided on is left to `SmtpSession.send`."""
 
@@ -124,18 +139,31 @@ async def open_session(
 
     Raises:
         SessionRefusedError: There is no session; the text says why.
-        ConfigError: A setting asks for what is not built yet.
+        ConfigError: Settings cannot hold together, or name files that cannot be used.
         ValueError: `host` is none; the text says what is allowed.
     """
     settings = settings or Settings()
-    refuse_unavailable(SettingsTable(settings))
+    table = SettingsTable(settings)
+    refuse_contradictions(table)
+    if names_files(table):
+        await trio.to_thread.run_sync(refuse_bad_files, table)
     path = Path.of(settings)
-    shared = _bystander(connector, settings)
-    connection = await _connect(connector, host, path, resolver)
+    if resolver is None:
+        from engine.routing.stub import DnsResolver
+
+        resolver = DnsResolver()
+    shared = _bystander(connector, settings, Policies(resolver))
+    connection, demand = await _connect(shared, host, path, resolver)
     facts = connection.facts
     peer = Peer(facts.host, facts.address, facts.port, facts.local_address, 1)
-    async with run_session(connection.stream, path.timeouts) as session:
-        there = HostSession(session, connection, peer, settings, shared, None)
+    is_secured = settings.protocol == "smtps"
+
+    async def secure(_words: bytes) -> ByteStream:
+        return await there.shake_hands(connection.stream)
+
+    async with run_session(secure if is_secured else connection.stream, path.timeouts) as session:
+        there = HostSession(session, peer, path, shared, demand)
+        there.connected(connection, peer)
         refusal = await there.greet()
         if refusal is not None:
             await there.quit()
@@ -147,27 +175,28 @@ async def open_session(
 
 
 async def _connect(
-    connector: ConnectorLike, host: str, path: Path, resolver: Resolver | None
-) -> Connection:
+    shared: Shared, host: str, path: Path, resolver: Resolver
+) -> tuple[Connection, TlsDemand]:
     family = path.settings.address_family
-    if resolver is None:
-        from engine.routing.stub import DnsResolver
-
-        resolver = DnsResolver()
     router = Router(resolver, table=RouteTable([("*", [host])]))
     route = await router.route(_ANY_DOMAIN, family)
     if isinstance(route, Unroutable):
         raise SessionRefusedError(route.text)
     failures = [failure.text for failure in route.failures]
     for candidate in plan(route, family, Random()):  # noqa: S311 - guards nothing
+        port = port_for(candidate, path.options) or 0
+        demand = await shared.policies.demand(_ANY_DOMAIN, route, candidate, port, path.settings)
+        if isinstance(demand, HostRefused):
+            failures.append(demand.text)
+            continue
         try:
-            return await connector.connect(candidate, path.options)
+            return await shared.connector.connect(candidate, path.options), demand
         except ConnectFailed as failure:
             failures.append(failure.text)
     raise SessionRefusedError("; ".join(failures))
 
 
-def _bystander(connector: ConnectorLike, settings: Settings) -> Shared:
+def _bystander(connector: ConnectorLike, settings: Settings, policies: Policies) -> Shared:
     """What a host session needs of an engine, where there is none."""
     return Shared(
         connector=connector,
@@ -181,4 +210,6 @@ def _bystander(connector: ConnectorLike, settings: Settings) -> Shared:
         grace=0.0,
         make_transcript=None,
         hints=MemoryHints(),
+        policies=policies,
+        tls=TlsClient(),
     )

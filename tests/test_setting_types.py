@@ -83,7 +83,6 @@ def test_interface_takes_one_address_or_a_list():
         ([3221225985], "3221225985"),
         (5, "5"),
         ({}, "a table"),
-        (print, "a builtin_function_or_method"),
     ],
 )
 def test_interface_names_the_items_that_are_no_addresses(interface: object, shown: str):

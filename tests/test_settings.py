@@ -6,7 +6,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from engine.settings import NOT_YET, Settings, check_available, contradictions, explain
+from engine.settings import Settings, contradictions, explain
 from engine.units import DURATION_ALLOWED
 
 #: Contract section by section; a change here is a breaking change.
@@ -213,64 +213,6 @@ def test_secrets_never_show_in_repr_or_text():
     assert settings.auth.password.get_secret_value() == "s3cret"
     for text in (repr(settings), str(settings), str(settings.proxy[0]), f"{settings.auth}"):
         assert "s3cret" not in text
-
-
-# ---- not available yet ---------------------------------------------------------------------------
-
-
-def test_the_defaults_ask_for_nothing_that_is_missing():
-    assert check_available(Settings()) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [
-        ("early_pipelining", True, "found true, not available yet; allowed false"),
-        ("quit_pipelining", True, "found true, not available yet; allowed false"),
-        ("tls", "opportunistic", 'found "opportunistic", not available yet; allowed "off"'),
-        ("tls", "verify", 'found "verify", not available yet; allowed "off"'),
-        ("tls_fallback_to_clear", False, "found false, not available yet; allowed true"),
-        ("tls_ca_file", "ca.pem", 'found "ca.pem", not available yet; allowed ""'),
-        ("tls_certificate", "a.pem", 'found "a.pem", not available yet; allowed ""'),
-        ("tls_private_key", "a.key", 'found "a.key", not available yet; allowed ""'),
-        ("tls_sni", "a.test", 'found "a.test", not available yet; allowed ""'),
-        ("tls_ciphers", "HIGH", 'found "HIGH", not available yet; allowed ""'),
-        (
-            "tls_min_version",
-            "1.3",
-            'found "1.3", not available yet; allowed no value: leave it out',
-        ),
-        ("tls_resumption", True, "found true, not available yet; allowed false"),
-        ("dane", "try", 'found "try", not available yet; allowed "off"'),
-        ("mta_sts", "on", 'found "on", not available yet; allowed "off"'),
-        (
-            "auth",
-            {"username": "u", "password": "s3cret"},
-            'found a value (not shown), not available yet; allowed "off"',
-        ),
-        ("auth_required", True, "found true, not available yet; allowed false"),
-        ("auth_in_clear", True, "found true, not available yet; allowed false"),
-        ("authenticated_sender", "a@b.test", 'found "a@b.test", not available yet; allowed ""'),
-        ("serialize", True, "found true, not available yet; allowed false"),
-    ],
-)
-def test_asking_for_what_is_not_built_is_refused(name: str, value: object, expected: str):
-    assert check_available(Settings.model_validate({name: value})) == [f"{name}: {expected}"]
-
-
-def test_every_setting_that_is_not_built_accepts_its_way_of_being_off():
-    values = {name: accepted[0] for name, accepted in NOT_YET.items() if accepted}
-    assert check_available(Settings.model_validate(values)) == []
-
-
-@pytest.mark.parametrize("dscp", ["ef", 0, 0x3F, "off"])
-def test_a_traffic_class_is_built(dscp: object):
-    assert check_available(Settings.model_validate({"dscp": dscp})) == []
-
-
-def test_settings_that_are_built_may_be_given():
-    built = {name: value for name, value in DEFAULTS.items() if name not in NOT_YET}
-    assert check_available(Settings.model_validate(built)) == []
 
 
 def test_importing_the_settings_and_their_rules_brings_in_no_event_loop_and_no_tls():

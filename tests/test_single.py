@@ -101,10 +101,14 @@ async def test_an_unknown_name_a_refused_connection_and_a_refused_greeting_say_w
                 pass
 
 
-async def test_what_is_no_host_and_what_is_not_built_is_refused_before_connecting():
+async def test_what_is_no_host_and_what_cannot_hold_together_is_refused_before_connecting():
     with pytest.raises(ValueError, match="port"):
         async with open_session(Connector(), "mx.test:0"):
             pass
-    with pytest.raises(ConfigError, match="tls"):
-        async with open_session(Connector(), "mx.test", settings=Settings(tls="require")):
+    bad = Settings(tls="off", dane="require")
+    with pytest.raises(ConfigError, match="dane"):
+        async with open_session(Connector(), "mx.test", settings=bad):
+            pass
+    with pytest.raises(ConfigError, match="tls_ca_file"):
+        async with open_session(Connector(), "mx.test", settings=Settings(tls_ca_file="/none")):
             pass

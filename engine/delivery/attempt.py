@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from engine.delivery.lane import ANY_LANE, Lane
 from engine.delivery.verdict import Verdict, ours
 from engine.outcome import NO_FEATURES, Cause, Outcome, Status, Timings, Tried
 from engine.smtp.stages import Stage
@@ -57,9 +58,13 @@ class Attempt:
         recipients: Whom of the message this attempt is for.
         waiting: Places in `recipients` that have no outcome yet.
         walk: Where it stands among the hosts; made when it first needs a connection of its own.
+        lane: What TLS it may and must go over; attempts of one lane share connections.
         lockstep: A host got confused by pipelining; it is asked again one command at a time.
+        is_callout: Recipients are only asked about; no content is sent.
+        in_turn: A host is not to be spoken to before it greets: that went wrong.
+        in_clear: A host is to be spoken to without TLS: that went wrong.
         redo: A candidate to ask again on a new connection, before the walk goes on; costs nothing.
-        is_back: It is about to be asked once more at a host that has taken a session for it.
+        is_back: The present host has taken a session for it, and is to take another one.
         had_stale_connection: A reused connection turned out to be dead before anything was
             answered; that happens once at the attempt's cost of nothing.
         jobs: How many of its transactions are begun, or to be begun, at the present host.
@@ -70,7 +75,11 @@ class Attempt:
 
     # What few attempts ever have differently stands in the class: making one is on every message's path.
     walk: Walk | None = None
+    lane: Lane = ANY_LANE
+    is_callout = False
     lockstep = False
+    in_turn = False
+    in_clear = False
     redo: Candidate | None = None
     is_back = False
     had_stale_connection = False
@@ -125,7 +134,7 @@ class Attempt:
     def arrive(self) -> None:
         """Begin with another host: everybody still waiting is to be asked there."""
         self._asked_here = None
-        self.lockstep = False
+        self.lockstep = self.in_turn = self.in_clear = self.is_back = False
 
     def report(
         self, index: int, verdict: Verdict, now: float, carriage: Carriage = _NO_CARRIAGE

@@ -16,12 +16,13 @@ import trio
 from engine.content import MemoryContent
 from engine.delivery.envelope import build, not_convertible, refuse
 from engine.delivery.session import SessionLost
-from engine.delivery.streaming import MOST_OCTETS
+from engine.delivery.streaming import FEW_RECIPIENTS, MOST, MOST_OCTETS
 from engine.delivery.transaction import Due, Transaction
 from engine.delivery.verdict import ours
 from engine.outcome import Cause, Scope, Status
 from engine.report import events
-from engine.smtp.command import ENDS_OF_CONTENT, RSET, Kind
+from engine.security import TlsLevel
+from engine.smtp.command import ENDS_OF_CONTENT, QUIT, RSET, Kind
 from engine.smtp.connection import Answered
 from engine.smtp.content import scan
 from engine.smtp.errors import ContentError, NotConvertibleError
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from engine.delivery.attempt import Attempt
-    from engine.delivery.envelope import Envelope
     from engine.delivery.host_session import HostSession
     from engine.delivery.verdict import Verdict
     from engine.message import Content, Recipient
@@ -61,6 +61,15 @@ class Source(Protocol):
         """
         ...
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to come."""
+        ...
+
+    def withdraw(self, attempt: Attempt) -> None:
+        """Take an attempt back of which nothing was said: there was no connection."""
+        ...
+
     def done(self, attempt: Attempt) -> None:
         """Take an attempt back that has nothing left to do here.
 
@@ -83,7 +92,6 @@ class _Flight(Transaction):
 
     Attributes:
         job: What it is for.
-        envelope: The commands that open it.
         number: Which transaction of the connection, from 1.
         started: When it began, by Trio's clock.
         octets_before: Octets of content that go out before its own.
@@ -92,11 +100,12 @@ class _Flight(Transaction):
         is_behind: Whether it was begun with another one in flight.
         is_reset: Whether RSET goes before it, whose reply is owed.
         is_alone: Whether nothing may be in flight with it.
+        is_overruled: Whether greeting or hello made its refusals void.
+        overruling: What they mean instead; `None`: that all is to be asked again in turn.
         prdr: Whether a reply for each recipient was asked for.
     """
 
     job: _Job
-    envelope: Envelope
     number: int
     started: float
     octets_before = 0
@@ -105,6 +114,8 @@ class _Flight(Transaction):
     is_behind = False
     is_reset = False
     is_alone = False
+    is_overruled = False
+    overruling: Verdict | None = None
     prdr = False
 
 
@@ -124,6 +135,7 @@ class Carrier:
         self._contents = 0  # that were put in windows to their end
         self._octets = 0  # of contents in flight
         self._octets_said = 0  # of contents handed out, as they go on the wire
+        self._has_said_quit = False
 
     async def run(self) -> None:
         """Deliver what the source gives, until there is no more or the connection is of no use.
@@ -131,12 +143,17 @@ class Carrier:
         On return nothing is in flight, and the source has back all that it gave.
         """
         session, flying = self._session, self._flying
+        if self._host.first_words:
+            await self._speak_first()
         while True:
             if self._may_begin:
                 await self._fill()
             if self._window:
                 window, self._window = self._window, []
                 await session.send(*window)
+                if self._has_said_quit:
+                    # Some servers hold their replies back until they see the end (Exim: 200 ms).
+                    await session.half_close()
             if not flying:
                 if self._todo or not self._may_go_on or not await self._wait_for_work():
                     break
@@ -151,11 +168,58 @@ class Carrier:
             self._hear(run)
         self._give_back()
 
+    # -- early pipelining -------------------------------------------------------------------
+
+    async def _speak_first(self) -> None:
+        """Send hello and the first envelope together, and see whether they went together."""
+        host, session = self._host, self._session
+        await self._fill(most=1)
+        window, self._window = self._window, []
+        await session.send(*host.first_words, *window)
+        verdict = await host.confirm()
+        if verdict is None and (session.loss is not None or all(map(self._fits, self._flying))):
+            return
+        for flight in self._flying:
+            flight.is_overruled = True
+            if host.retry is None:
+                flight.overruling = verdict
+        if (verdict is None or host.retry is not None) and not self._contents:
+            # It is not worth waiting for more refusals.
+            session.abandon()
+
+    def _fits(self, flight: _Flight) -> bool:
+        """Whether what was said is what would be said to a host that offers what this one does."""
+        host, (attempt, group, content) = self._host, flight.job
+        offered, message, facts = host.offered, attempt.message, content.facts
+        recipients = [attempt.recipients[place] for place in group]
+        return (
+            not (host.demand.level > TlsLevel.OFF and offered.starttls and not host.has_tls)
+            and (not facts.is_8bit or host.takes(facts))
+            and not 0 < host.most_recipients < len(group)
+            and (host.has_prdr or not flight.prdr)
+            and refuse(message, recipients, facts, host.dialect, host.peer) is None
+            and flight.would_fit(
+                build(message, recipients, facts, host.dialect, prdr=flight.prdr), host.manner
+            )
+        )
+
+    def withdraw(self) -> None:
+        """There is no connection: give everything back as it was."""
+        attempts = dict.fromkeys(work.attempt for work in self._todo)
+        attempts |= dict.fromkeys(flight.job.attempt for flight in self._flying)
+        self._host.recorder.transactions -= len(self._flying)
+        self._flying.clear()
+        self._todo.clear()
+        for attempt in attempts:
+            self._source.withdraw(attempt)
+
     # -- beginning --------------------------------------------------------------------------
 
     @property
     def _may_go_on(self) -> bool:
         host = self._host
+        if self._has_said_quit:
+            return False
         if not host.transactions:
             # Also over a connection that is gone: who came with it is owed a verdict.
             return True
@@ -168,6 +232,7 @@ class Carrier:
             return self._may_go_on
         return (
             len(flying) < host.depth.limit
+            and not self._has_said_quit
             and flying[-1].is_sent
             and not flying[-1].is_alone
             and self._octets < MOST_OCTETS
@@ -175,19 +240,21 @@ class Carrier:
             and not host.is_used_up
         )
 
-    async def _fill(self) -> None:
-        """Begin the transactions that may begin now."""
+    async def _fill(self, most: int = MOST) -> None:
+        """Begin the transactions that may begin now, so many at most."""
         host, todo, flying = self._host, self._todo, self._flying
-        while True:
+        while len(flying) < most:
             while not todo:
                 attempt = self._source.take()
                 if attempt is None:
                     return
                 await self._unpack(attempt)
-            if flying:
-                if todo[0].attempt.message.require_tls:
-                    return  # REQUIRETLS mail travels alone
-            elif host.transactions and not await host.make_ready():
+            if flying and not host.takes_streams and len(todo[0].group) > FEW_RECIPIENTS:
+                return  # more than a server must have room for that may not take it at all
+            first = todo[0].attempt
+            if (first.message.require_tls or first.is_callout) and (flying or host.first_words):
+                return  # REQUIRETLS mail travels alone, and only where it is known to be taken
+            if not flying and host.transactions and not await host.make_ready():
                 # A refused RSET gives the connection up, not the message.
                 return
             if host.most_domains and not host.admits(_domain_of(todo[0])):
@@ -211,7 +278,7 @@ class Carrier:
         host, message = self._host, attempt.message
         content = message.content
         problem = None
-        if content.facts.is_8bit and not host.offered.eight_bit_mime:
+        if content.facts.is_8bit and not host.takes(content.facts):
             try:
                 content = await _in_seven_bit(content)
             except NotConvertibleError as error:
@@ -255,17 +322,21 @@ class Carrier:
         recipients: Sequence[Recipient] = attempt.recipients
         if len(group) < len(recipients):
             recipients = [recipients[place] for place in group]
-        prdr = host.has_prdr and len(group) > 1
-        envelope = build(message, recipients, content.facts, host.dialect, prdr=prdr)
-        flight = _Flight(envelope, content, host.peer, host.manner, prdr=prdr)
+        is_callout, dialect = attempt.is_callout, host.dialect
+        if is_callout:
+            dialect = dialect._replace(size_addition=-1)  # no size of nothing
+        prdr = host.has_prdr and len(group) > 1 and not is_callout
+        envelope = build(message, recipients, content.facts, dialect, prdr=prdr)
+        flight = _Flight(
+            envelope, content, host.peer, host.manner, prdr=prdr, is_callout=is_callout
+        )
         host.transactions = number = host.transactions + 1
         host.recorder.transactions += 1
         if events.TransactionStarted in host.events.wanted:
             host.publish(events.TransactionStarted, message.id, len(group), number)
-        flight.job, flight.envelope, flight.number = job, envelope, number
-        flight.started = host.now()
+        flight.job, flight.number, flight.started = job, number, host.now()
         self._octets += content.facts.octets
-        if message.require_tls:
+        if message.require_tls or is_callout:
             flight.is_alone = True
         if prdr:
             flight.prdr = True
@@ -273,14 +344,10 @@ class Carrier:
         flying = self._flying
         if flying:
             flight.is_behind = True
-            before = flying[-1]
-            if host.manner.chunking and (
-                message.reverse_path != before.job.attempt.message.reverse_path
-                or envelope.terms != before.envelope.terms
-            ):
-                # Should nobody of the one before be accepted, no content ends it; a server that
-                # holds it for still open would deliver this one under the other's reverse-path,
-                # and on its terms.
+            if not flying[-1].is_accepted:
+                # Should nobody of the one before be accepted, no content ends it: MAIL would be
+                # nested, which servers count as an error (Exim hangs up at the fourth), and a
+                # server that goes on would deliver this one under the other's reverse-path.
                 flight.is_reset = True
                 self._window.append(RSET)
         flying.append(flight)
@@ -294,6 +361,20 @@ class Carrier:
             flight.content = self._contents
             flight.octets_before = self._octets_said
             self._hand_out(flight, last)
+            if self._may_say_quit:
+                self._has_said_quit = True
+                self._window.append(QUIT)
+
+    @property
+    def _may_say_quit(self) -> bool:
+        """Whether a content is the last one, so that QUIT may go right behind it.
+
+        Not over TLS, where the other side cannot be told that this is the end without ending it.
+        """
+        host = self._host
+        return (
+            host.may_pipeline_quit and not self._todo and (host.is_used_up or self._source.is_over)
+        )
 
     def _hand_out(self, flight: _Flight, piece: Command) -> None:
         """Account for octets of content that are on their way to the peer."""
@@ -317,9 +398,12 @@ class Carrier:
                     if piece.is_last:
                         self._contents += 1
                         flight.content = self._contents
+                        self._has_said_quit = self._may_say_quit
                     self._hand_out(flight, piece)
-                    await session.send(piece)
+                    await session.send(piece, *((QUIT,) if self._has_said_quit else ()))
             flight.streamed()
+            if self._has_said_quit:
+                await session.half_close()
         except (OSError, ContentError) as error:
             # Our fault: the content stays unfinished, and the connection with it.
             session.abandon()
@@ -331,7 +415,7 @@ class Carrier:
     def _hear(self, run: Run) -> None:
         """Hand replies to the transactions they belong to, the oldest first."""
         place, end, flying = 0, len(run.replies), self._flying
-        while place < end:
+        while place < end and flying:  # a reply to QUIT is nobody's
             flight = flying[0]
             if flight.is_reset and run.commands[place].kind is Kind.RSET:
                 flight.is_reset = False
@@ -365,7 +449,10 @@ class Carrier:
         self._octets -= content.facts.octets
         host.recorder.octets += self._written(flight)
         attempt.jobs -= 1
-        if flight.again or flight.doubtful or not self._session.is_usable:
+        again: AbstractSet[int]
+        if flight.is_overruled:
+            again = self._overrule(flight)
+        elif flight.again or flight.doubtful or not self._session.is_usable:
             again = self._sort_out(flight)
         else:
             again = _NOBODY
@@ -375,12 +462,29 @@ class Carrier:
         if host.did_last_succeed:
             if flight.is_behind:
                 host.note_stream()
-            else:
+            elif not attempt.is_callout:
                 host.depth.delivered()
-        elif flight.leaves_open and self._flying:
-            self._flying[0].is_nested = True
+        elif self._flying and not flight.is_accepted:
+            host.refusals += 1
         if not attempt.jobs:
             self._source.done(attempt)
+
+    def _overrule(self, flight: _Flight) -> AbstractSet[int]:
+        """Return who is asked again, because the host was not the one that it was taken for."""
+        attempt, group, _ = flight.job
+        undone = [
+            place
+            for place, verdict in enumerate(flight.verdicts)
+            if verdict is None or verdict.status not in (Status.DELIVERED, Status.UNKNOWN)
+        ]
+        if flight.overruling is not None:
+            self._host.report_all(attempt, flight.overruling, [group[place] for place in undone])
+            for place in undone:
+                flight.verdicts[place] = None
+            return _NOBODY
+        attempt.in_turn = attempt.returns = True
+        self._drop_jobs_of(attempt)
+        return {group[place] for place in undone}
 
     def _sort_out(self, flight: _Flight) -> AbstractSet[int]:
         """Return who is asked once more, and see to it."""
@@ -518,11 +622,12 @@ async def _in_seven_bit(content: Content) -> Content:
             raise NotConvertibleError(f"more than {_MOST_CONVERTED} octets")
         async with aclosing(content.chunks()) as chunks:
             octets = b"".join([chunk async for chunk in chunks])
+    is_binary = content.facts.is_binary
     if len(octets) <= _QUICK_OCTETS:
-        return _convert(octets)
-    return await trio.to_thread.run_sync(_convert, octets)
+        return _convert(octets, is_binary)
+    return await trio.to_thread.run_sync(_convert, octets, is_binary)
 
 
-def _convert(octets: bytes) -> MemoryContent:
-    converted = to_seven_bit(octets)
+def _convert(octets: bytes, is_binary: bool) -> MemoryContent:
+    converted = to_seven_bit(octets, is_binary=is_binary)
     return MemoryContent(converted, scan(converted))

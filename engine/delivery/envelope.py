@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from engine.delivery.verdict import unsupported
-from engine.outcome import Scope
+from engine.delivery.verdict import Verdict, unsupported
+from engine.outcome import Cause, Scope, Status
 from engine.smtp.command import mail, rcpt
 from engine.smtp.stages import Stage
 from engine.smtp.status import EnhancedStatusCode
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.choices import Downconvert
-    from engine.delivery.verdict import Verdict
     from engine.message import Message, Recipient
     from engine.outcome import Peer
     from engine.smtp.address import Mailbox
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 _TOO_LARGE: Final = EnhancedStatusCode(5, 3, 4)
 _NOT_CONVERTIBLE: Final = EnhancedStatusCode(5, 6, 3)
 _NO_SMTPUTF8: Final = EnhancedStatusCode(5, 6, 7)
+_LINES_TOO_LONG: Final = EnhancedStatusCode(5, 6, 0)
 _NO_REQUIRETLS: Final = EnhancedStatusCode(5, 7, 30)
 
 # RFC 3461 §4: xtext is printable US-ASCII but "+" and "="; all else is "+" and two hex digits.
@@ -38,17 +38,10 @@ class Envelope(NamedTuple):
     Attributes:
         mail: MAIL with its parameters.
         rcpts: One RCPT a recipient, in order.
-        parameters: Those of MAIL.
     """
 
     mail: Command
     rcpts: tuple[Command, ...]
-    parameters: Sequence[bytes] = ()
-
-    @property
-    def terms(self) -> list[bytes]:
-        """The parameters that hold for what is delivered by the transaction: all but SIZE."""
-        return [each for each in self.parameters if not each.startswith(b"SIZE=")]
 
 
 class Dialect(NamedTuple):
@@ -92,8 +85,13 @@ def refuse(
         peer: The host.
     """
     offered = dialect.offered
-    if message.require_tls and not (offered.requiretls and dialect.is_verified):
-        # RFC 8689 §4.2.1: only over verified TLS, and where the host promises to do the same.
+    if (
+        message.require_tls
+        and message.reverse_path is not None
+        and not (offered.requiretls and dialect.is_verified)
+    ):
+        # RFC 8689 §4.2.1: only over verified TLS, and where the host promises to do the same; but
+        # reports of what became of such mail are to arrive.
         problem = "REQUIRETLS is asked for and not to be had"
         return unsupported(Stage.MAIL, Scope.HOST, _NO_REQUIRETLS, problem, peer)
     if offered.size and facts.octets > offered.size:
@@ -110,6 +108,20 @@ def refuse(
         problem = "SMTPUTF8 is required but not offered"
         return unsupported(Stage.MAIL, Scope.HOST, _NO_SMTPUTF8, problem, peer)
     return None
+
+
+def too_long(message: Message, most: int) -> Verdict:
+    """Return the verdict on a message with lines longer than our own limit; nobody is asked.
+
+    RFC 5321 §4.5.3.1.6: servers need not take them, and some cut them.
+    """
+    longest = message.content.facts.longest_line
+    text = (
+        f"{_LINES_TOO_LONG} the message has lines too long to send: {longest} octets, limit {most}"
+    )
+    return Verdict(
+        Status.FAILED, Stage.POLICY, Cause.POLICY, text, Scope.MESSAGE, None, _LINES_TOO_LONG
+    )
 
 
 def not_convertible(reason: str, peer: Peer) -> Verdict:
@@ -149,8 +161,8 @@ def build(
     paths = [_path(to.mailbox, as_utf8=as_utf8) for to in recipients]
     if offered.dsn or dialect.ignore_quota:
         wishes = [_rcpt_parameters(to, dialect) for to in recipients]
-        return Envelope(mail(path, parameters), tuple(map(rcpt, paths, wishes)), parameters)
-    return Envelope(mail(path, parameters), tuple(map(rcpt, paths)), parameters)
+        return Envelope(mail(path, parameters), tuple(map(rcpt, paths, wishes)))
+    return Envelope(mail(path, parameters), tuple(map(rcpt, paths)))
 
 
 def _mail_parameters(
@@ -164,7 +176,9 @@ def _mail_parameters(
         if offered.size:
             size = min(size, max(facts.octets, offered.size))
         parameters.append(b"SIZE=%d" % size)
-    if facts.is_8bit and offered.eight_bit_mime:
+    if facts.is_binary:
+        parameters.append(b"BODY=BINARYMIME")  # RFC 3030 §3
+    elif facts.is_8bit and offered.eight_bit_mime:
         parameters.append(b"BODY=8BITMIME")  # RFC 6152 §3
     if prdr:
         parameters.append(b"PRDR")
@@ -177,7 +191,7 @@ def _mail_parameters(
             parameters.append(b"ENVID=" + _xtext(message.envid))
     if dialect.submitter:
         parameters.append(b"AUTH=" + _xtext(dialect.submitter))  # RFC 4954 §5
-    if message.require_tls:
+    if message.require_tls and offered.requiretls and dialect.is_verified:
         parameters.append(b"REQUIRETLS")  # RFC 8689 §2
     return parameters
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from engine.units import DAYS
+from engine.smtp.capabilities import Capabilities
+from engine.smtp.reply import Reply
+from engine.units import DAYS, HOURS
 
 if TYPE_CHECKING:
     from engine.hints import Hints
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 
 #: How long a host is believed to be as it was.
 _SECONDS: Final = 7.0 * DAYS
+#: How long mail goes in clear to a host whose TLS does not work.
+_CLEAR_SECONDS: Final = 1.0 * HOURS
+#: Octets of an EHLO reply beyond which it is not worth keeping.
+_MOST_HELLO: Final = 4096
 
 
 class HostMemory:
@@ -47,3 +53,39 @@ class HostMemory:
     def note_bad_chunking(self) -> None:
         """Take note that it mishandled a chunk: it gets DATA from now on."""
         self._hints.put("no-chunking", self._key, b"", seconds=_SECONDS)
+
+    def hello(self, *, has_tls: bool) -> Capabilities | None:
+        """Return what it offered, if it takes commands before its greeting; over TLS or in clear."""
+        octets = self._hints.get(_hello(has_tls=has_tls), self._key)
+        if not octets:
+            return None
+        offered = Capabilities.parse(Reply(250, tuple(octets.split(b"\n"))))
+        return offered if offered.pipeconnect and offered.pipelining else None
+
+    def note_hello(self, reply: Reply, *, has_tls: bool) -> None:
+        """Take note of its answer to EHLO; kept where it takes commands before its greeting."""
+        octets, kind = b"\n".join(reply.lines), _hello(has_tls=has_tls)
+        offered = Capabilities.parse(reply) if reply.is_positive else None
+        if offered is None or not (offered.pipeconnect and offered.pipelining):
+            self.forget_hello(has_tls=has_tls)
+        elif len(octets) <= _MOST_HELLO:
+            self._hints.put(kind, self._key, octets, seconds=_SECONDS)
+
+    def forget_hello(self, *, has_tls: bool) -> None:
+        """Forget what it offered: it did not do as expected."""
+        kind = _hello(has_tls=has_tls)
+        if self._hints.get(kind, self._key) is not None:
+            self._hints.forget(kind, self._key)
+
+    @property
+    def has_broken_tls(self) -> bool:
+        """Whether its TLS did not work lately."""
+        return self._hints.get("no-tls", self._key) is not None
+
+    def note_broken_tls(self) -> None:
+        """Take note that its TLS does not work."""
+        self._hints.put("no-tls", self._key, b"", seconds=_CLEAR_SECONDS)
+
+
+def _hello(*, has_tls: bool) -> str:
+    return "ehlo-tls" if has_tls else "ehlo"

@@ -6,20 +6,29 @@ It opens the session and closes it.  The mail in between is `engine.delivery.car
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from engine.delivery.attempt import Carriage
 from engine.delivery.envelope import Dialect
 from engine.delivery.host_memory import HostMemory
-from engine.delivery.opening import Opened, say_quit, set_up
-from engine.delivery.streaming import Depth
+from engine.delivery.login import Login
+from engine.delivery.opening import Opening, Terms, say_quit
+from engine.delivery.session import SessionLost
+from engine.delivery.streaming import MOST_REFUSALS, Depth
 from engine.delivery.transaction import Manner
-from engine.delivery.verdict import judge
-from engine.outcome import Features, Peer, Status
+from engine.delivery.verdict import Trouble, Verdict, judge, lost
+from engine.net.tls_errors import TlsFailed
+from engine.outcome import Cause, Features, Peer, Scope, Status
+from engine.report import events
+from engine.security import TlsLevel
 from engine.smtp.capabilities import NO_CAPABILITIES
-from engine.smtp.command import RSET
+from engine.smtp.command import RSET, Kind
+from engine.smtp.reply import show
+from engine.smtp.stages import Stage
+from engine.smtp.status import EnhancedStatusCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,12 +36,28 @@ if TYPE_CHECKING:
 
     from engine.delivery.attempt import Attempt
     from engine.delivery.session import Session
-    from engine.delivery.shared import Shared
-    from engine.delivery.verdict import Verdict
+    from engine.delivery.shared import Path, Shared
     from engine.net.connector import Connection
-    from engine.report import events
+    from engine.net.stream import ByteStream
     from engine.report.transcript import Transcript
-    from engine.settings import Settings
+    from engine.security import TlsDemand, TlsFailure
+    from engine.smtp.capabilities import Capabilities
+    from engine.smtp.command import Command
+    from engine.smtp.content import ContentFacts
+    from engine.smtp.reply import Reply
+
+_TLS_TROUBLE: Final = EnhancedStatusCode(4, 7, 5)
+#: "Authentication required" (RFC 4954 §6).
+_AUTH_REQUIRED: Final = 530
+
+
+class Retry(Enum):
+    """How a host that could not be used is asked once more at once, at no cost."""
+
+    #: Without speaking before it does.
+    IN_TURN = auto()
+    #: Without TLS.
+    IN_CLEAR = auto()
 
 
 class HostSession:
@@ -43,13 +68,18 @@ class HostSession:
         peer: Both ends, and the connection's number.
         memory: What is remembered of the host.
         settings: Those that hold for it.
+        demand: What TLS with it must be.
         offered: What the host offers; nothing until `greet` has said hello.
         features: What is in force.
         manner: How transactions are carried out.
         dialect: How envelopes are written.
         depth: How many transactions may be in flight.
+        takes_streams: Whether it is known, or has shown, to take several in flight.
         transactions: Mail transactions begun.
+        refusals: Those of them that nobody was accepted of, with others in flight behind.
         ending: How the session ended, `done` when it ended with our QUIT; empty before.
+        is_confirmed: Whether it has greeted us and taken our hello, so that a session stands.
+        retry: How the host should be asked once more, where it could not be used.
         most_recipients: Recipients in one transaction at most; 0: any number.
         has_one_domain: Whether the recipients of a transaction must be of one domain.
         most_domains: Different domains that recipients of the session may be of; 0: any number.
@@ -63,126 +93,352 @@ class HostSession:
     def __init__(
         self,
         session: Session,
-        connection: Connection,
         peer: Peer,
-        settings: Settings,
+        path: Path,
         shared: Shared,
-        transcript: Transcript | None,
+        demand: TlsDemand,
+        *,
+        site: str = "",
+        transcript: Transcript | None = None,
     ) -> None:
-        facts = connection.facts
+        settings = path.settings
         self.session = session
         self.peer = peer
         self.memory = HostMemory(shared.hints, peer)
         self.settings = settings
+        self.demand = demand
         self.offered = NO_CAPABILITIES
-        self.features = Features(fast_open=facts.fast_open, proxy=facts.proxy)
+        self.features = Features()
         self.manner = Manner()
         self.dialect = Dialect(NO_CAPABILITIES)
         self.depth = Depth(1, is_known=False, round_trip=None, is_possible=False)
-        self.transactions = 0
+        self.transactions = self.refusals = 0
         self.ending = ""
+        self.is_confirmed = False
+        self.retry: Retry | None = None
         self.did_last_succeed = False
         self.recorder = shared.recorder
         self.events = shared.events
         self.now = trio.lowlevel.current_clock().current_time
-        self._connection = connection
+        self._path = path
+        self._shared = shared
+        self._site = site
+        self._connection: Connection | None = None
         self._clock = shared.clock
         self._transcript = transcript
         self._mark = 0
         self._is_set_up = False
         self._is_stream_noted = False
-        self._hello_seconds = 0.0
+        self.takes_streams = self._takes_quit_behind = False
+        self._began = self.now()
+        self._hello_seconds = self._tls_seconds = 0.0
         self._most_transactions = settings.max_messages_per_connection
         self.most_recipients = settings.max_recipients_per_transaction
         self.has_one_domain = not settings.multi_domain
         self.most_domains = 0
         self._domains: set[str] = set()
         self.has_prdr = False
+        self._has_tls = settings.protocol == "smtps"
+        self._may_speak_first = False
+        self._login = Login(
+            settings.auth,
+            is_required=settings.auth_required,
+            in_clear=settings.auth_in_clear,
+            host=peer.host,
+            port=peer.port,
+            tell=self._auth_failed,
+        )
+        self._opening: Opening | None = None
+        self._is_lockstep = False
+        self._is_reported = False
 
-    # -- the session ------------------------------------------------------------------------
+    def connected(self, connection: Connection, peer: Peer) -> None:
+        """Take note of the connection, once it stands."""
+        facts = connection.facts
+        self._connection = connection
+        self.peer = peer
+        self._began = self.now()
+        self.features = replace(self.features, fast_open=facts.fast_open, proxy=facts.proxy)
 
-    async def greet(self, *, lockstep: bool = False) -> Verdict | None:
-        """Hear the greeting, say hello, and see what is offered.
+    # -- the opening ------------------------------------------------------------------------
+
+    async def greet(
+        self, *, lockstep: bool = False, in_turn: bool = True, in_clear: bool = False
+    ) -> Verdict | None:
+        """Hear the greeting, say hello, start TLS, authenticate, and see what is offered.
 
         Args:
             lockstep: Use neither pipelining nor CHUNKING, whatever is offered.
+            in_turn: Say nothing before the host has greeted, whatever it is known to take.
+            in_clear: Use no STARTTLS where none is demanded.
 
         Returns:
-            Why the host takes no mail from us, `None` when it does.
+            Why the host takes no mail from us, `None` when it does; with early pipelining that may
+            still have to be confirmed.
+
+        Raises:
+            ConnectFailed: The connection was to be made with the first words, and could not be.
         """
-        started = self.now()
         settings = self.settings
-        found = await set_up(
-            self.session,
-            name=self._helo_name(),
-            esmtp=settings.esmtp,
-            lmtp=settings.protocol == "lmtp",
+        self._may_speak_first = not (in_turn or lockstep)
+        level = self.demand.level
+        if level <= TlsLevel.OPPORTUNISTIC and in_clear:
+            level = TlsLevel.OFF
+        terms = Terms(
+            self._helo_name(),
+            settings.esmtp,
+            settings.protocol == "lmtp",
+            level,
+            self._has_tls,
+            settings.tls_fallback_to_clear,
         )
-        self._hello_seconds = self.now() - started
-        if not isinstance(found, Opened):
-            if self.session.loss is not None and self.session.is_silent:
-                self._connection.note_silence()
-            return judge(found, self.peer)
-        self._adapt(found, lockstep=lockstep)
+        self._opening = Opening(self.session, terms, self, self._login)
+        self._is_lockstep = lockstep
+        verdict = await self._hear(self._opening.run)
+        if verdict is None:
+            self._settle(self._opening)
+        return verdict
+
+    async def confirm(self) -> Verdict | None:
+        """Hear what the host says to its greeting and our hello, which was sent with an envelope.
+
+        Returns:
+            Why it takes no mail from us; with `retry` set it may when it is asked in turn.
+        """
+        assert self._opening is not None
+        verdict = await self._hear(self._opening.confirm)
+        if verdict is None and self.session.loss is None:
+            self._settle(self._opening)
+        elif verdict is None:
+            self.memory.forget_hello(has_tls=self._has_tls)
+        return verdict
+
+    async def _hear(self, step: Callable[[], Any]) -> Verdict | None:
+        opening = self._opening
+        assert opening is not None
+        try:
+            trouble: Trouble | None = await step()
+        except SessionLost as ending:
+            trouble = lost(
+                ending,
+                ending.command,
+                is_pipelined=self._speaks_first,
+                is_content_written=False,
+            )
+            self._note_lost(ending)
+        except TlsFailed as failure:
+            return self._no_tls(failure)
+        finally:
+            self._hello_seconds = self.now() - self._began - self._tls_seconds
+        if trouble is None:
+            return None
+        if self._speaks_first:
+            self.memory.forget_hello(has_tls=opening.has_tls)
+        if opening.is_misfit:
+            self.retry = Retry.IN_TURN
+        if trouble.stage is Stage.STARTTLS:
+            self._count("starttls-not-supported", trouble.detail)
+        return judge(trouble, self.peer)
+
+    def _note_lost(self, ending: SessionLost) -> None:
+        if self._connection is not None and self.session.is_silent:
+            self._connection.note_silence()
+        if ending.cause is Cause.TLS:
+            self.publish(events.SecurityAlert, ending.detail)
+            self._count("validation-failure", ending.detail)
+
+    def _settle(self, opening: Opening) -> None:
+        """The session stands, or is assumed to."""
+        self._adapt(opening)
         self._is_set_up = True
         if self._transcript is not None:
             self._mark = self._transcript.mark()
-        return None
+        if not opening.first_words:
+            self.is_confirmed = True
+            if not opening.has_tls and self.demand.level > TlsLevel.OFF:
+                self._count("starttls-not-supported")
+            keywords = tuple(self.offered.keywords)
+            self.publish(events.SessionReady, self._site, keywords, self._hello_seconds)
 
-    def _adapt(self, opened: Opened, *, lockstep: bool) -> None:
+    def _adapt(self, opening: Opening) -> None:
         """Settle how mail is sent to a host that offers this."""
-        settings, offered = self.settings, opened.offered
+        settings, offered = self.settings, opening.offered
         is_lmtp = settings.protocol == "lmtp"
-        pipelining = settings.pipelining and offered.pipelining and not lockstep
+        pipelining = settings.pipelining and offered.pipelining and not self._is_lockstep
         chunking = (
             settings.chunking
             and offered.chunking
-            and not lockstep
+            and not self._is_lockstep
             and not self.memory.is_bad_at_chunking
         )
         self.offered = offered
+        mechanism, tls = self._login.mechanism, self.features.tls
         self.features = replace(
-            self.features, pipelining=pipelining, chunking=chunking, lmtp=is_lmtp
+            self.features,
+            pipelining=pipelining,
+            early_pipelining=self._speaks_first,
+            chunking=chunking,
+            lmtp=is_lmtp,
+            auth=mechanism,
         )
         self.manner = Manner(pipelining, chunking, settings.one_flight_octets, is_lmtp)
+        submitter = settings.authenticated_sender
         self.dialect = Dialect(
             offered,
             settings.size_addition,
             settings.utf8_downconvert,
+            submitter=str(submitter) if submitter is not None and mechanism is not None else "",
             ignore_quota=is_lmtp and settings.lmtp_ignore_quota and offered.ignorequota,
+            is_verified=tls is not None and tls.verified != "no",
         )
         self.has_prdr = settings.prdr and offered.prdr
         if is_lmtp:
             self.session.count_recipients()
-        self._heed_limits()
+        if opening.has_tls or not offered.starttls:
+            # RFC 9422 §6: before TLS somebody else may have said them.
+            self._heed_limits(offered)
+        is_known = opening.is_known_to_stream or offered.pipeconnect
         takes_streams = self.memory.takes_streams
         if takes_streams is None:
-            takes_streams = opened.is_known_to_stream or offered.pipeconnect
+            takes_streams = is_known
+        self.takes_streams = takes_streams
+        self._takes_quit_behind = is_known and takes_streams
+        link = self._connection.observe() if self._connection is not None else None
         self.depth = Depth(
             settings.stream_depth,
             is_known=takes_streams,
-            round_trip=self._connection.observe().round_trip_seconds,
+            round_trip=link.round_trip_seconds if link is not None else None,
             is_possible=pipelining and not is_lmtp,
         )
 
-    def _heed_limits(self) -> None:
+    def _heed_limits(self, offered: Capabilities) -> None:
         """Take over what the host limits (RFC 9422 §3)."""
-        limits, mailmax, rcptmax = (
-            self.offered.limits,
-            self._most_transactions,
-            self.most_recipients,
-        )
-        if limits.mailmax is not None:
-            self._most_transactions = min(limits.mailmax, mailmax or limits.mailmax)
-        if limits.rcptmax is not None:
-            self.most_recipients = min(limits.rcptmax, rcptmax or limits.rcptmax)
+        limits, settings = offered.limits, self.settings
+        mailmax, rcptmax = limits.mailmax, limits.rcptmax
+        if mailmax is not None:
+            self._most_transactions = min(mailmax, settings.max_messages_per_connection or mailmax)
+        if rcptmax is not None:
+            most = settings.max_recipients_per_transaction
+            self.most_recipients = min(rcptmax, most or rcptmax)
         self.has_one_domain |= limits.rcptdomainmax is not None
         self.most_domains = limits.rcptdomainmax or 0
+
+    # -- what surrounds an opening ----------------------------------------------------------
+
+    @property
+    def _speaks_first(self) -> bool:
+        return self._opening is not None and self._opening.speaks_first
+
+    def recall(self, *, has_tls: bool) -> Capabilities | None:
+        """Return what the host is known to offer, if it may be spoken to before it greets."""
+        return self.memory.hello(has_tls=has_tls) if self._may_speak_first else None
+
+    def heard(self, kind: Kind, reply: Reply, *, has_tls: bool) -> Trouble | None:
+        """Take note of the host's greeting, or of its answer to our hello."""
+        if kind is Kind.CONNECT:
+            self.publish(events.Greeted, self._site, reply.text)
+            veto = self._shared.veto_greeting
+            if veto is not None and reply.is_positive:
+                reason = veto(self.peer, reply.text)
+                if reason is not None:
+                    return Trouble(
+                        Stage.GREETING,
+                        Cause.EVENT,
+                        detail=f"no mail is to be sent there now: {show(reason.encode())}",
+                    )
+        else:
+            if kind is Kind.EHLO:
+                self.memory.note_hello(reply, has_tls=has_tls)
+            self.publish(events.HelloAnswered, self._site, reply.text)
+        return None
+
+    async def shake_hands(self, stream: ByteStream) -> ByteStream:
+        """Start TLS over a stream, as `demand` says.
+
+        Raises:
+            TlsFailed: There is none, or not the one demanded; the stream is closed.
+        """
+        started = self.now()
+        shared, settings, demand = self._shared, self.settings, self.demand
+        if demand.level is TlsLevel.OFF:
+            demand = replace(demand, level=TlsLevel.OPPORTUNISTIC)  # TLS from the first octet
+        try:
+            secured = await shared.tls.start(
+                stream,
+                demand,
+                self._path.material,
+                peer=self.peer,
+                seconds=settings.command_timeout,
+                # A certificate that is on trial has to be seen.
+                resumes=settings.tls_resumption and not demand.trial_names,
+            )
+        finally:
+            self._tls_seconds = self.now() - started
+        self.features = replace(self.features, tls=secured.facts)
+        self._has_tls = True
+        trial = None
+        if demand.trial_names:
+            trial = await shared.tls.would_verify(
+                secured.peer.chain, demand.trial_names, self._path.material
+            )
+        self._count(None, trial.text if trial else "", trial.result if trial else None)
+        self.publish(
+            events.TlsStarted,
+            self._site,
+            secured.facts.version,
+            secured.facts.cipher,
+            secured.facts.verified,
+            secured.facts.policy,
+            self._tls_seconds,
+        )
+        return secured.stream
+
+    def _no_tls(self, failure: TlsFailed) -> Verdict:
+        """Judge a handshake that failed; where nothing forbids it, the host is tried in clear."""
+        self.note_tls_failure(failure)
+        if (
+            failure.clear_may_help
+            and self.demand.level <= TlsLevel.OPPORTUNISTIC
+            and self.settings.tls_fallback_to_clear
+            and self.settings.protocol != "smtps"
+        ):
+            self.memory.note_broken_tls()
+            self.retry = Retry.IN_CLEAR
+        return tls_verdict(failure)
+
+    def note_tls_failure(self, failure: TlsFailed) -> None:
+        """Count a handshake that failed, for the report its receiver may want."""
+        if failure.result is not None:
+            self._count(failure.result, failure.reason)
+
+    def _count(
+        self, failure: TlsFailure | None, reason: str = "", trial: TlsFailure | None = None
+    ) -> None:
+        if self._shared.tls_counters is not None and not self._is_reported:
+            self._is_reported = True
+            self._shared.tls_counters.count(
+                self._clock(),
+                self.demand.reported,
+                failure=failure,
+                trial_failure=trial,
+                reason=reason,
+                peer=self.peer,
+            )
+
+    def _auth_failed(self, reply: Reply, mechanism: str) -> None:
+        self.publish(events.AuthFailed, self._site, mechanism, reply.text)
+
+    # -- the session ------------------------------------------------------------------------
+
+    @property
+    def first_words(self) -> tuple[Command, ...]:
+        """What goes in front of the first envelope; empty as a rule."""
+        return () if self._opening is None else self._opening.first_words
 
     def note_stream(self) -> None:
         """Take note that a transaction behind another one was taken."""
         if not self._is_stream_noted:
-            self._is_stream_noted = True
+            self._is_stream_noted = self.takes_streams = True
             self.memory.note_stream(is_taken=True)
 
     @property
@@ -193,7 +449,33 @@ class HostSession:
     @property
     def is_used_up(self) -> bool:
         """Whether the connection has carried as much as settings and host allow."""
-        return 0 < self._most_transactions <= self.transactions
+        return 0 < self._most_transactions <= self.transactions or self.refusals >= MOST_REFUSALS
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether the connection is over TLS."""
+        return self.features.tls is not None
+
+    def takes(self, facts: ContentFacts) -> bool:
+        """Whether an 8-bit content may be sent as it is."""
+        if facts.is_binary:
+            return self.offered.binarymime and self.manner.chunking
+        return self.offered.eight_bit_mime
+
+    @property
+    def may_pipeline_quit(self) -> bool:
+        """Whether QUIT may follow the last content at once.
+
+        Only to servers that are known by name: others may take the half-closed connection for a
+        lost one, accept the message and keep the reply to themselves (Haraka 3.3).
+        """
+        return (
+            self._takes_quit_behind
+            and self.manner.pipelining
+            and self.settings.quit_pipelining
+            and not self.has_tls
+            and not self.first_words
+        )
 
     def admits(self, domain: str) -> bool:
         """Whether recipients of a domain may be named in this session; then they count.
@@ -259,15 +541,47 @@ class HostSession:
         carriage = self._carriage(features, number, now - started)
         self.did_last_succeed = False
         for place, verdict in zip(group, verdicts):  # noqa: B905 - every message comes by here
-            if verdict is not None and place not in but:
-                self.did_last_succeed |= verdict[0] is Status.DELIVERED
+            if verdict is None or place in but:
+                continue
+            if verdict[0] is Status.DELIVERED or verdict[0] is Status.ACCEPTED:
+                self.did_last_succeed = True
                 attempt.report(place, verdict, now, carriage)
+            else:
+                self._report_trouble(attempt, place, self._excuse(verdict), now, carriage)
 
-    def report_all(self, attempt: Attempt, verdict: Verdict) -> None:
-        """Give everybody this host has not decided on the same verdict; no transaction did it."""
+    def _report_trouble(
+        self, attempt: Attempt, place: int, verdict: Verdict, now: float, carriage: Carriage
+    ) -> None:
+        if verdict.status is Status.DEFERRED and events.RecipientDeferred in self.events.wanted:
+            name, recipient = attempt.message.id, attempt.recipients[place].address
+            stage, cause, text = verdict.stage, verdict.cause, verdict.text
+            self.publish(events.RecipientDeferred, name, recipient, stage, cause, text)
+        attempt.report(place, verdict, now, carriage)
+
+    def _excuse(self, verdict: Verdict) -> Verdict:
+        """Blame our credentials, not the mail, where those were refused and are missed now."""
+        reply = verdict.reply
+        if reply is not None and reply.code == _AUTH_REQUIRED and self._login.refusal is not None:
+            return verdict._replace(status=Status.DEFERRED, scope=Scope.SOURCE, is_here_only=False)
+        return verdict
+
+    def report_all(
+        self, attempt: Attempt, verdict: Verdict, group: Sequence[int] | None = None
+    ) -> None:
+        """Give everybody this host has not decided on the same verdict; no transaction did it.
+
+        Args:
+            attempt: Whose they are.
+            verdict: It.
+            group: For whom of them; `None`: for all.
+        """
         carriage = self._carriage(self.features, self.transactions, 0.0)._replace(transaction=None)
         self.did_last_succeed = False
-        attempt.report_all(verdict, self.now(), carriage)
+        if group is None:
+            attempt.report_all(verdict, self.now(), carriage)
+            return
+        for place in group:
+            attempt.report(place, verdict, self.now(), carriage)
 
     def _carriage(self, features: Features, number: int, seconds: float) -> Carriage:
         """Say of a transaction what is common to its recipients."""
@@ -275,9 +589,9 @@ class HostSession:
         if number > 1:
             return Carriage(self.peer, features, number, 0.0, 0.0, 0.0, seconds, transcript)
         # The connection's first one also bears its set-up.
-        connect = self._connection.facts.connect_seconds
-        hello = self._hello_seconds
-        return Carriage(self.peer, features, number, connect, 0.0, hello, seconds, transcript)
+        connect = 0.0 if self._connection is None else self._connection.facts.connect_seconds
+        tls, hello = self._tls_seconds, self._hello_seconds
+        return Carriage(self.peer, features, number, connect, tls, hello, seconds, transcript)
 
     def _take_transcript(self, transcript: Transcript) -> tuple[str, ...]:
         lines = transcript.since(self._mark)
@@ -290,3 +604,11 @@ class HostSession:
         if event in self.events.wanted:
             make: Callable[..., events.Event] = event
             self.events.publish(make(self._clock(), self.peer, *facts))
+
+
+def tls_verdict(failure: TlsFailed) -> Verdict:
+    """Return the verdict on a recipient whose host could not be reached over TLS."""
+    enhanced = _TLS_TROUBLE if failure.scope is Scope.HOST else EnhancedStatusCode(4, 3, 5)
+    return Verdict(
+        Status.DEFERRED, failure.stage, failure.cause, failure.text, failure.scope, None, enhanced
+    )

@@ -14,28 +14,36 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
+from contextlib import nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from engine.delivery.envelope import too_long
+from engine.delivery.host_memory import HostMemory
+from engine.delivery.lane import Lane, Line
 from engine.delivery.shared import Path
 from engine.delivery.task import DeliveryTask
 from engine.delivery.verdict import Verdict, ours
 from engine.delivery.walk import Walk
-from engine.outcome import Cause, Status
+from engine.net.port import port_for
+from engine.outcome import Cause, Peer, Scope, Status
 from engine.report.events import SiteClosed, SiteOpened
 from engine.report.statistics import SiteStatistics
 from engine.smtp.stages import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
 
+    from engine.delivery.approach import Approach
     from engine.delivery.attempt import Attempt
     from engine.delivery.session import Session
     from engine.delivery.shared import Shared
     from engine.outcome import Outcome
     from engine.route import Candidate, Route
+    from engine.security import MessageTls, Stance
 
 _log = logging.getLogger("engine.delivery")
 
@@ -57,17 +65,32 @@ class _Waiter:
     """A task with an open connection and nothing to carry.
 
     Attributes:
-        candidate: Where the connection leads.
+        line: What the connection can carry.
         room: How many attempts it begins with at once.
         woken: Set when there may be something to do, or nothing any more.
     """
 
-    __slots__ = ("candidate", "room", "woken")
+    __slots__ = ("line", "room", "woken")
 
-    def __init__(self, candidate: Candidate, room: int) -> None:
-        self.candidate = candidate
+    def __init__(self, line: Line, room: int) -> None:
+        self.line = line
         self.room = room
         self.woken = trio.Event()
+
+
+class _Seats:
+    """The seats of a pool, for who wants to try several hosts at once."""
+
+    def __init__(self, pool: SitePool) -> None:
+        self._pool = pool
+
+    def take(self) -> bool:
+        """Take a seat, if one is free."""
+        return self._pool.take_seat()
+
+    def give_back(self) -> None:
+        """Give a seat back."""
+        self._pool.give_seat_back()
 
 
 class SitePool:
@@ -76,6 +99,8 @@ class SitePool:
     Attributes:
         site: The site's name.
         route: The newest route to it.
+        seats: Seats for connections, for who wants more than one.
+        is_closed: Whether it has ended, or is about to; mail given to it now is settled unsent.
     """
 
     def __init__(
@@ -104,11 +129,16 @@ class SitePool:
         self._paths: dict[Candidate, Path] = {}
         self._best: tuple[Route, float, int] | None = None
         self._in_transit: set[DeliveryTask] = set()
+        self._lanes: dict[tuple[MessageTls, Stance], Lane] = {}
+        self._lines: set[Line] = set()
         self._connections = 0
         self._turns = 0
+        self.seats = _Seats(self)
         self._nursery: trio.Nursery | None = None
         self._is_patient = False
+        self._is_ending = False  # no new mail comes
         self._is_draining = False
+        self.is_closed = False
         self._quiet = trio.Event()
         self._tally = dict.fromkeys(Status, 0)
 
@@ -144,9 +174,14 @@ class SitePool:
 
     def put(self, attempt: Attempt) -> None:
         """Take an attempt for delivery; it is settled whatever happens from here on."""
+        most = self.settings.max_line_length
+        facts = attempt.message.content.facts
+        if 0 < most < facts.longest_line and not facts.is_binary:
+            attempt.end(too_long(attempt.message, most), trio.current_time())
+            return
         self._fresh.append(attempt)
         if self._idle:
-            if len(self._fresh) <= self._roused or self._rouse():
+            if len(self._fresh) <= self._roused or self._rouse(attempt):
                 return
         elif self._connections >= self._most:
             return
@@ -154,9 +189,13 @@ class SitePool:
         if self._idle and self._connections >= self._most:
             self._idle[0].woken.set()  # it leads elsewhere, and its seat is needed
 
+    def expect_no_more(self) -> None:
+        """Take note that no new mail will come, so that connections may end with what there is."""
+        self._is_ending = True
+
     def drain(self) -> None:
         """Take leave of idle connections at once, now and from now on."""
-        self._is_draining = True
+        self._is_ending = self._is_draining = True
         for waiter in self._idle:
             waiter.woken.set()
         for task in self._in_transit:
@@ -175,10 +214,12 @@ class SitePool:
             async with trio.open_nursery() as self._nursery:
                 self._grow()
                 await self._wait_quiet()
+                self.is_closed = True
                 on_closed(self)
                 self._nursery.cancel_scope.cancel()  # patience alone may be left
         finally:
             self._nursery = None
+            self.is_closed = True
             cancelled = ours(
                 Status.DEFERRED, Cause.CANCELLED, Stage.CONNECT, "the engine was stopped first"
             )
@@ -203,36 +244,50 @@ class SitePool:
 
     # -- for the delivery tasks -------------------------------------------------------------
 
-    def take(self, candidate: Candidate) -> Attempt | None:
-        """Return the next attempt for a task that is connected to this candidate."""
-        best = self._best
+    def take(self, line: Line) -> Attempt | None:
+        """Return the next attempt for a task with an open connection."""
+        best, fresh = self._best, self._fresh
         if (
-            self._fresh
+            fresh
             and best is not None
             and best[0] is self.route
-            and candidate.preference == best[2]
+            and line.candidate.preference == best[2]
             and not (self._moved or self._resting)
+            and line.carries(fresh[0])
         ):
-            return self._fresh.popleft()  # the rule, without a call: nothing is unusual
-        if self._moved:
-            for attempt in islice(self._moved, _LOOK_AHEAD):
-                if attempt.redo is None and attempt.walk and attempt.walk.accepts(candidate):
-                    self._moved.remove(attempt)
-                    attempt.walk.take(candidate)
-                    attempt.arrive()
-                    return attempt
-            if self._connections >= self._most:
-                # Somebody needs another host and all seats are taken: pass them by a few times,
-                # then give this seat up.
-                self._turns += 1
-                if self._turns > _TURNS:
-                    self._turns = 0
-                    return None
-        if self._is_first_choice(candidate):
-            return self._fresh.popleft() if self._fresh else self._take_over()
+            return fresh.popleft()  # the rule: nothing is unusual
+        for attempt in islice(self._moved, _LOOK_AHEAD):
+            if (
+                attempt.redo is None
+                and attempt.walk
+                and attempt.walk.accepts(line.candidate)
+                and line.carries(attempt)
+            ):
+                self._moved.remove(attempt)
+                attempt.walk.take(line.candidate)
+                attempt.arrive()
+                return attempt
+        if (
+            self._moved or (fresh and not line.carries(fresh[0]))
+        ) and self._connections >= self._most:
+            # Somebody needs another connection and all seats are taken: pass them by a few times,
+            # then give this seat up.
+            self._turns += 1
+            if self._turns > _TURNS:
+                self._turns = 0
+                return None
+        if self._is_first_choice(line.candidate):
+            return self._take_fresh(line) or self._take_over(line)
         return None
 
-    def _take_over(self) -> Attempt | None:
+    def _take_fresh(self, line: Line) -> Attempt | None:
+        for attempt in islice(self._fresh, _LOOK_AHEAD):
+            if line.carries(attempt):
+                self._fresh.remove(attempt)
+                return attempt
+        return None
+
+    def _take_over(self, line: Line) -> Attempt | None:
         """Take an attempt from a task that is still on its way to its first host.
 
         A server that accepts connections and greets late, or never, keeps no mail from those that
@@ -240,7 +295,7 @@ class SitePool:
         """
         for task in self._in_transit:
             attempt = task.attempt
-            if attempt is not None and attempt.is_untouched:
+            if attempt is not None and attempt.is_untouched and line.carries(attempt):
                 task.attempt = None
                 attempt.walk = None
                 return attempt
@@ -267,15 +322,15 @@ class SitePool:
         self._grow()
 
     async def wait_for_work(
-        self, session: Session, candidate: Candidate, room: int, seconds: float
+        self, session: Session, line: Line, room: int, seconds: float
     ) -> Attempt | None:
         """Keep a connection idle until there is work for it, it is lost, or the time is over.
 
         Not at all while there is work that it may not do and all seats are taken.
 
         Args:
-            session: It; ready for MAIL.
-            candidate: Where it leads.
+            session: It; nothing is in flight.
+            line: What it can carry.
             room: How many attempts it can begin with at once.
             seconds: How long it is kept.
         """
@@ -285,11 +340,11 @@ class SitePool:
         # Under load whoever submits only waits for a turn: that is cheaper than to lie down.
         await trio.lowlevel.checkpoint()
         while True:
-            attempt = self.take(candidate)
+            attempt = self.take(line)
             if attempt is not None or trio.current_time() >= deadline or not self._may_lie_down:
                 return attempt
-            await self._lie_down(session, _Waiter(candidate, room), deadline)
-            if not session.is_ready:
+            await self._lie_down(session, _Waiter(line, room), deadline)
+            if not session.is_at_rest:
                 return None
 
     async def _lie_down(self, session: Session, waiter: _Waiter, deadline: float) -> None:
@@ -345,6 +400,11 @@ class SitePool:
         self._resting[candidate] = (trio.current_time() + _REST, verdict)
         self._best = None
 
+    def rest_after(self, candidate: Candidate, verdict: Verdict) -> None:
+        """Leave a host alone for a while if it refused what all our mail to it has in common."""
+        if verdict.scope is Scope.SOURCE:
+            self.rest(candidate, verdict)
+
     def path_to(self, candidate: Candidate) -> Path:
         """Return the settings that hold towards a candidate."""
         path = self._paths.get(candidate)
@@ -359,6 +419,53 @@ class SitePool:
             path = self._paths[candidate] = Path.of(table.settings(rules))
         return path
 
+    def take_seat(self) -> bool:
+        """Take one more seat for a task that has one, to try another host at the same time."""
+        if self._connections >= self._most:
+            return False
+        self._connections += 1
+        return True
+
+    def give_seat_back(self) -> None:
+        """Give such a seat back."""
+        self._connections -= 1
+        self._grow()
+
+    def lane(self, message: MessageTls, stance: Stance, domain: str) -> Lane:
+        """Return the lane for messages that ask for this, to domains that ask for that."""
+        lane = self._lanes.get((message, stance))
+        if lane is None:
+            lane = self._lanes[message, stance] = Lane(message, stance, domain)
+        return lane
+
+    def opened(self, line: Line) -> None:
+        """Account for a connection that can carry mail."""
+        self._lines.add(line)
+
+    def closed(self, line: Line) -> None:
+        """Account for one that cannot any more."""
+        self._lines.discard(line)
+
+    def peer_of(self, candidate: Candidate) -> Peer:
+        """Return a candidate as it is named where there is no connection to it."""
+        port = port_for(candidate, self.path_to(candidate).options)
+        return Peer(candidate.host, candidate.address, port)
+
+    def memory_of(self, candidate: Candidate) -> HostMemory:
+        """Return what is remembered of a host."""
+        return HostMemory(self.shared.hints, self.peer_of(candidate))
+
+    def only_one(self, way: Approach) -> AbstractAsyncContextManager[object]:
+        """Wait until nobody else is connected to the host, where `serialize` asks for that."""
+        if way.path.settings.serialize:
+            return self.shared.turns.of(way.candidate.host)
+        return nullcontext()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more mail will come, and none is left that a connection could take."""
+        return self._is_ending and not self.waiting and not self._in_transit
+
     def departed(self, task: DeliveryTask) -> None:
         """Account for a task that is on its way to a host."""
         self._in_transit.add(task)
@@ -369,11 +476,12 @@ class SitePool:
 
     # -- decisions --------------------------------------------------------------------------
 
-    def _rouse(self) -> bool:
-        """Wake a connection for what waits, the one that was idle for the shortest."""
+    def _rouse(self, attempt: Attempt) -> bool:
+        """Wake a connection for what has come, the one that was idle for the shortest."""
         for place in range(len(self._idle) - 1, -1, -1):
             waiter = self._idle[place]
-            if self._is_first_choice(waiter.candidate):
+            line = waiter.line
+            if self._is_first_choice(line.candidate) and line.carries(attempt):
                 del self._idle[place]
                 self._roused += waiter.room
                 waiter.woken.set()
@@ -401,7 +509,7 @@ class SitePool:
         if free <= 0 or not self.waiting:
             return
         wanted = 1 + self.waiting // _BACKLOG_PER_CONNECTION - self._connections
-        if self._moved and not self._in_transit:
+        if not self._in_transit and (self._moved or self._is_stray(self._fresh[0])):
             # No open connection suits these; whoever goes first may carry the others.
             wanted = max(1, wanted)
         for _ in range(min(free, wanted)):
@@ -412,6 +520,10 @@ class SitePool:
         if self.waiting and not self._is_patient:
             self._is_patient = True
             self._nursery.start_soon(self._be_patient, name=f"patience {self.site}")
+
+    def _is_stray(self, attempt: Attempt) -> bool:
+        """Whether no open connection may carry it."""
+        return len(self._lanes) > 1 and not any(line.carries(attempt) for line in self._lines)
 
     def _start(self, attempt: Attempt) -> None:
         assert self._nursery is not None

@@ -13,6 +13,9 @@ reads while the conversation is `listening` for something else too, and keeps th
 a whole reply has, however it drips.  What a peer may do raises in neither: it ends the session, and
 the conversation learns how from `SessionLost`.
 
+With early pipelining we speak first, so the connection is made when the first window is sent, with
+the window's commands as what it carries from the start.
+
 Cancellation comes in at one place.  Conversation and reader are shielded; the writer is not, and
 when it is cancelled it looks at what is *at stake*: contents that have left to their last octet and
 have no reply yet.  With none, all ends at once: a content that was not written to its end stays
@@ -23,23 +26,24 @@ have come, but no longer than its grace.
 from __future__ import annotations
 
 import math
+import ssl
 from collections import deque
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import trio
 
 from engine.nursery import tasks_beside
 from engine.outcome import Cause
-from engine.smtp.command import STAGES, Command, Kind
+from engine.smtp.command import STAGES, STARTTLS, Command, Kind
 from engine.smtp.connection import Answered, ClientConnection, Closed, Closing, Run
 from engine.smtp.errors import RemoteProtocolError
 from engine.smtp.reply import show
 from engine.smtp.stages import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from engine.net.stream import ByteStream
     from engine.smtp.reply import Reply
@@ -54,6 +58,8 @@ _LAST_WORDS: Final = 2.0
 _PARTING: Final = 1.0
 
 Window = tuple[Command, ...]
+#: Connects, and sends these octets first.
+Dial: TypeAlias = "Callable[[bytes], Awaitable[ByteStream]]"
 #: What was heard of nothing more to come.
 SILENCE: Final = Run((), ())
 
@@ -109,6 +115,10 @@ class SessionLost(Exception):  # noqa: N818 - an ending, not an error of ours
         self.detail = detail
         self.reply = reply
 
+    def add_remark(self, remark: str) -> None:
+        """Add to the detail what else a person should know."""
+        self.detail = "; ".join(filter(None, (self.detail, remark)))
+
 
 class Session:
     """The conversation's end of a session; one task at a time may use it.
@@ -122,7 +132,7 @@ class Session:
 
     def __init__(
         self,
-        stream: ByteStream,
+        stream: ByteStream | Dial,
         timeouts: Timeouts,
         *,
         scribe: Scribe | None = None,
@@ -133,7 +143,12 @@ class Session:
         self.contents_written = 0
         self.content_octets = 0
         self.when_over: Callable[[], None] | None = None
-        self._stream = stream
+        self._stream: ByteStream = _UNCONNECTED
+        self._dial: Dial | None = None
+        if callable(stream):
+            self._dial = stream
+        else:
+            self._stream = stream
         self._scribe = scribe
         self._connection = ClientConnection(early=early)
         self._block_timeout = timeouts.data
@@ -147,6 +162,7 @@ class Session:
         self._duty = trio.Event()
         self._relieved = trio.Event()
         self._unwritten: _Parcel | None = None
+        self._half_closes = False  # behind what is being written
         self._needed = trio.Event()
         self._answers: deque[Answered] = deque()
         self._now = trio.lowlevel.current_clock().current_time
@@ -170,9 +186,24 @@ class Session:
         return self.loss is None and self._connection.is_ready
 
     @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing is owed, and more may be said whenever there is something to say."""
+        return self.is_usable and not self._connection.unanswered
+
+    @property
     def is_usable(self) -> bool:
         """Whether commands can still be exchanged."""
         return self.loss is None and not self._connection.is_spoiled
+
+    @property
+    def has_said_quit(self) -> bool:
+        """Whether QUIT was said, and nothing more can be."""
+        return self._connection.has_said_quit
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether a reply is still to come, as far as one can tell."""
+        return self.is_usable and bool(self._connection.unanswered)
 
     @property
     def is_silent(self) -> bool:
@@ -200,6 +231,15 @@ class Session:
         """Whether replies wait to be taken."""
         return bool(self._answers) or self._runs > 0
 
+    async def open(self) -> None:
+        """Connect, where that was left to us; the peer speaks first.
+
+        What connecting raises comes out.
+        """
+        if self._dial is not None:
+            await self._connect(b"")
+            self._arm()
+
     async def send(self, *window: Command) -> None:
         """Put a window on the commands channel.
 
@@ -214,6 +254,9 @@ class Session:
             await trio.lowlevel.checkpoint_if_cancelled()  # nobody would hear the reply
         if self._is_cancelled:
             return
+        if self._dial is not None:
+            await self._send_first(window)
+            return
         if not self._is_writing:
             # The channel is empty: what goes in comes out at once, without a task switch.
             self._windows_in.send_nowait(window)
@@ -225,6 +268,47 @@ class Session:
             except trio.WouldBlock:
                 async with self.listening():
                     await self._windows_in.send(window)
+
+    async def half_close(self) -> None:
+        """Say that nothing will follow what was sent; replies can still be heard.
+
+        Done by the writer where it is still busy.
+        """
+        if self._is_writing:
+            self._half_closes = True
+        elif self.is_usable:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await self._stream.send_eof()
+
+    async def start_tls(self, shake_hands: Callable[[ByteStream], Awaitable[ByteStream]]) -> None:
+        """Go on over TLS; STARTTLS was accepted, and nothing else is owed.
+
+        Octets in clear behind that reply may be an attacker's: they would be taken for the host's,
+        and end the session with the cause `tls` (RFC 3207 §6).
+
+        Args:
+            shake_hands: Makes a TLS stream of this one; what it raises comes out, with the session
+                abandoned.
+
+        Raises:
+            SessionLost: There were such octets, or the host has hung up.
+        """
+        self.glance()
+        if self.loss is None:
+            try:
+                self._connection.tls_started()
+            except RemoteProtocolError:
+                self._lose(Cause.TLS, _INJECTED, asked=STARTTLS)
+        elif self.loss.cause is not Cause.CLOSED:
+            self.loss = SessionLost(Cause.TLS, STARTTLS, _INJECTED)  # it was a whole reply
+        if self.loss is not None:
+            raise self.loss
+        try:
+            self._stream = await shake_hands(self._stream)
+        except BaseException:
+            self.abandon()
+            raise
+        self._arm()
 
     async def hear(self) -> Run:
         """Wait for replies, and return those that came, with what they answer, in order.
@@ -305,6 +389,11 @@ class Session:
         self._latest = min(self._latest, self._now() + seconds)
         self._watch_due()
 
+    async def close(self) -> None:
+        """Close the connection, with a farewell where TLS has one (RFC 8446 §6.1)."""
+        self._connection.send_failed()
+        await self._stream.aclose()
+
     def abandon(self) -> None:
         """Give the session up from our side: nothing more is sent, only closing is left."""
         self._connection.send_failed()
@@ -314,6 +403,33 @@ class Session:
     # As long as the kernel takes all, whoever put a window on the channel writes it on the spot.
     # When the kernel would block, the writer task has the rest, and what comes behind it waits.
 
+    async def _connect(self, words: bytes) -> None:
+        assert self._dial is not None
+        dial, self._dial = self._dial, None
+        try:
+            self._stream = await dial(words)
+        except BaseException:
+            self.abandon()
+            raise
+
+    async def _send_first(self, window: Window) -> None:
+        """Connect, with the commands of the first window as what is said first.
+
+        What is said so may arrive twice (RFC 7413 §2.1): content follows when the connection stands.
+        """
+        octets = self._connection.send_window(window)
+        if self._scribe is not None:
+            self._note(window)
+        early = 0
+        for command in window:
+            if command.kind in _CONTENT_KINDS:
+                early += command.head
+                break
+            early += len(command.octets)
+        await self._connect(octets[:early])
+        self._put(window, octets, early)
+        self._arm()
+
     def _write_next(self) -> None:
         """Write the next window as far as the kernel takes it; the rest is the writer task's."""
         window, connection = self._windows.receive_nowait(), self._connection
@@ -321,24 +437,28 @@ class Session:
         octets = connection.send_window(window)
         if self._scribe is not None:
             self._note(window)
+        self._put(window, octets)
+        if not was_owed or window[0].kind in _CONTENT_KINDS:
+            # The reply to a content is waited for from its last octet on.
+            self._arm()
+
+    def _put(self, window: Window, octets: bytes, start: int = 0) -> None:
+        """Write octets of a window from `start` on as far as the kernel takes them."""
         try:
-            sent = self._stream.send_nowait(octets)
+            sent = self._stream.send_nowait(octets[start:] if start else octets)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._write_failed(_reason(error) or "write failed")
             return
-        if sent < len(octets):
+        if start + sent < len(octets):
             self._unwritten = parcel = _Parcel(window, octets)
             self._is_writing = True
-            self._account(parcel, sent)
+            self._account(parcel, start + sent)
             self._needed.set()
         else:
             for command in window:
                 if command.kind in _CONTENT_KINDS:
                     self.content_octets += len(command.octets) - command.head
                     self.contents_written += _ends_content(command)
-        if not was_owed or window[0].kind in _CONTENT_KINDS:
-            # The reply to a content is waited for from its last octet on.
-            self._arm()
 
     async def _write(self) -> None:
         try:
@@ -359,6 +479,8 @@ class Session:
                         while not self._is_writing and self.is_usable:
                             await trio.lowlevel.checkpoint_if_cancelled()
                             self._write_next()
+                    if self._half_closes and not self._is_writing:
+                        await self.half_close()
             await trio.sleep_forever()  # there is nothing to write, but cancellation to watch for
         except trio.Cancelled:
             self._cancelled()
@@ -544,7 +666,7 @@ class Session:
         if self._write_error:
             return self._latest
         connection = self._connection
-        if not connection.unanswered:
+        if not connection.unanswered or self._stream is _UNCONNECTED:
             return self._latest
         oldest = connection.unanswered[0]
         is_open = connection.is_content_open and len(connection.unanswered) == 1
@@ -593,7 +715,9 @@ class Session:
             self._conversing.cancel()
 
 
+_INJECTED: Final = "octets in clear behind the reply to STARTTLS"
 _ENDINGS: Final[Mapping[Cause, str]] = {
+    Cause.TLS: "octets in clear behind the reply to STARTTLS, connection given up",
     Cause.TIMEOUT: "no reply in time, connection given up",
     Cause.CLOSED: "connection closed by the server",
     Cause.MALFORMED_REPLY: "that was no reply, connection given up",
@@ -662,12 +786,42 @@ def _ends_content(command: Command) -> bool:
 
 def _reason(error: Exception) -> str:
     cause = error.__cause__
+    if isinstance(cause, ssl.SSLError):
+        return str(error)  # it says in which words of OpenSSL's
     return (cause.strerror or "") if isinstance(cause, OSError) else ""
+
+
+class _Unconnected:
+    """The stream of a session that has not connected: there is nobody to talk to."""
+
+    async def send_all(self, _data: bytes | memoryview, /) -> None:
+        raise trio.ClosedResourceError
+
+    def send_nowait(self, _data: bytes | memoryview, /) -> int:
+        raise trio.ClosedResourceError
+
+    async def receive_some(self, _max_octets: int = 0, /) -> bytes:
+        raise trio.ClosedResourceError
+
+    def receive_nowait(self) -> bytes | None:
+        raise trio.ClosedResourceError
+
+    async def send_eof(self) -> None:
+        raise trio.ClosedResourceError
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        pass
+
+
+_UNCONNECTED: Final = _Unconnected()
 
 
 @asynccontextmanager
 async def run_session(
-    stream: ByteStream,
+    stream: ByteStream | Dial,
     timeouts: Timeouts,
     *,
     scribe: Scribe | None = None,
@@ -680,7 +834,9 @@ async def run_session(
     inside the block.  Exceptions of the block come out as they are.
 
     Args:
-        stream: What the session is held over; it is the session's from now on.
+        stream: What the session is held over; it is the session's from now on.  With early
+            pipelining what connects: it is called with the commands of the first window, and what
+            it raises comes out of `send`.
         timeouts: How long to wait for what.
         scribe: Keeps the dialogue.
         early: Whether commands may go out before the greeting (early pipelining).
@@ -697,4 +853,4 @@ async def run_session(
             finally:
                 session._reading.cancel()  # noqa: SLF001
     finally:
-        stream.close()
+        session._stream.close()  # noqa: SLF001

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
+import trio
+
 from engine.delivery.session import Timeouts
 from engine.net.options import ConnectOptions
+from engine.net.tls_material import TlsMaterial
 from engine.setting_types import DSCP_NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from random import Random
 
     from engine.choices import AddressFamily
+    from engine.delivery.lane import PoliciesLike
     from engine.hints import Hints
     from engine.net.connector import ConnectorLike
+    from engine.net.tls import TlsClient
     from engine.outcome import Outcome, Peer
     from engine.paths import SettingsTable
     from engine.report.statistics import Recorder
     from engine.report.stream import EventStream
+    from engine.report.tlsrpt import TlsCounters
     from engine.report.transcript import Transcript
     from engine.route import Candidate, Route
     from engine.settings import Settings
@@ -45,6 +52,12 @@ class Shared:
         veto: Asked before each connection, with the peer and its site; what it returns is why the
             peer is not to be connected to, `None` where it may be.
         hints: What was learned of hosts.
+        policies: Say what TLS hosts must show.
+        tls: Makes TLS connections.
+        tls_counters: Count how TLS went, for the reports of that; `None`: nobody reports.
+        veto_greeting: Asked when a host has greeted, with both ends and the greeting; answers as
+            `veto` does.
+        turns: For hosts that get one connection at a time.
         make_transcript: Makes the scribe of a session; `None` where no transcript is wanted.
     """
 
@@ -62,7 +75,11 @@ class Shared:
         grace: float,
         make_transcript: Callable[[], Transcript] | None,
         hints: Hints,
+        policies: PoliciesLike,
+        tls: TlsClient,
+        tls_counters: TlsCounters | None = None,
         veto: Callable[[Peer, str], str | None] | None = None,
+        veto_greeting: Callable[[Peer, str], str | None] | None = None,
     ) -> None:
         self.connector = connector
         self.table = table
@@ -75,12 +92,40 @@ class Shared:
         self.grace = grace
         self.make_transcript = make_transcript
         self.hints = hints
+        self.policies = policies
+        self.tls = tls
+        self.tls_counters = tls_counters
         self.veto = veto
+        self.veto_greeting = veto_greeting
+        self.turns = Turns()
         self._connections = count(1)
 
     def number_connection(self) -> int:
         """Return the number of a connection that was just established, from 1."""
         return next(self._connections)
+
+
+class Turns:
+    """One at a time for each name, first come, first served."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, tuple[trio.Lock, int]] = {}
+
+    @asynccontextmanager
+    async def of(self, name: str) -> AsyncIterator[None]:
+        """Hold the turn of a name for the length of the block."""
+        lock, users = self._locks.get(name, (None, 0))
+        lock = lock or trio.Lock()
+        self._locks[name] = lock, users + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks[name]
+            if users == 1:
+                del self._locks[name]
+            else:
+                self._locks[name] = lock, users - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +136,13 @@ class Path:
         settings: All of them.
         options: How to connect.
         timeouts: How long to wait.
+        material: What our side of TLS is made of.
     """
 
     settings: Settings
     options: ConnectOptions
     timeouts: Timeouts
+    material: TlsMaterial
 
     @classmethod
     def of(cls, settings: Settings) -> Path:
@@ -104,7 +151,8 @@ class Path:
             settings,
             ConnectOptions(
                 port=settings.port if settings.port is not None else _PORTS[settings.protocol],
-                interface=settings.interface,
+                # A function chooses for each message; see `engine.delivery.approach`.
+                interface=() if callable(settings.interface) else settings.interface,
                 interface_strict=settings.interface_strict,
                 connect_timeout=settings.connect_timeout,
                 dscp=_traffic_octet(settings.dscp),
@@ -123,6 +171,7 @@ class Path:
                 final=settings.final_timeout,
                 quit=settings.quit_timeout,
             ),
+            TlsMaterial.from_settings(settings),
         )
 
 

@@ -1,7 +1,7 @@
 """A per-host delivery task: walks from host to host for what its pool gives it.
 
-It holds one attempt at a time and opens one connection after another.  What happens on a connection
-is `engine.delivery.visit`'s.
+It holds one attempt at a time and opens one connection after another.  Whether a host may be used is
+`engine.delivery.approach`'s to find out; what happens on a connection is `engine.delivery.visit`'s.
 """
 
 from __future__ import annotations
@@ -10,23 +10,25 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from engine.delivery.approach import Approach, Barred, approach, unconnected
 from engine.delivery.attempt import Carriage
 from engine.delivery.verdict import Verdict, ours
 from engine.delivery.visit import Visit
 from engine.net.errors import ConnectFailed
-from engine.net.port import port_for
+from engine.net.racing import race
 from engine.outcome import Cause, Peer, Scope, Status
 from engine.report.events import ConnectionFailed
-from engine.route import HostFailure
-from engine.smtp.reply import show
+from engine.route import Candidate, HostFailure
 from engine.smtp.stages import Stage
 from engine.smtp.status import EnhancedStatusCode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from engine.delivery.attempt import Attempt
     from engine.delivery.pool import SitePool
-    from engine.delivery.shared import Path
-    from engine.route import Candidate
+    from engine.delivery.walk import Walk
+    from engine.net.connector import Connection
 
 
 class DeliveryTask:
@@ -72,7 +74,7 @@ class DeliveryTask:
         self.stage = Stage.CONNECT
         pool, now = self._pool, trio.current_time()
         walk, redo = pool.walk_of(attempt), attempt.redo
-        attempt.redo, attempt.is_back = None, redo is not None
+        attempt.redo = None
         step = redo or walk.peek()
         if step is None:
             attempt.give_up(now)
@@ -85,71 +87,107 @@ class DeliveryTask:
         if isinstance(step, HostFailure):
             attempt.report_all(_unresolved(step), now, Carriage(Peer(step.host)))
             return
-        path = pool.path_to(step)
-        peer = Peer(step.host, step.address, port_for(step, path.options))
-        if (verdict := pool.resting(step)) is not None:
-            attempt.report_all(verdict, now, Carriage(peer))
+        try:
+            way = await approach(pool, step, attempt)
+        except Barred as barred:
+            self._give_up(step, barred, now)
             return
-        if self._shared.veto is not None:
-            reason = self._shared.veto(peer, pool.site)
-            if reason is not None:
-                attempt.report_all(_vetoed(peer, reason), now, Carriage(peer))
+        async with pool.only_one(way):
+            await self._visit(way, walk, attempt, may_race=redo is None)
+
+    async def _visit(self, way: Approach, walk: Walk, attempt: Attempt, *, may_race: bool) -> None:
+        """Go to a host, or to one as good that answers sooner."""
+        visit = Visit(self._pool, self, way)
+        if not visit.connects_by_itself(attempt):
+            found = await self._connect(way, walk, attempt, may_race=may_race)
+            if found is None:
                 return
-        await self._visit(step, path, peer)
-
-    async def _visit(self, candidate: Candidate, path: Path, peer: Peer) -> None:
-        pool, shared = self._pool, self._shared
+            visit = Visit(self._pool, self, *found)
+        started = trio.current_time()
         try:
-            connection = await shared.connector.connect(candidate, path.options)
+            await visit.run()
         except ConnectFailed as failure:
-            self._not_connected(candidate, peer, failure)
-            return
-        shared.recorder.connections_opened += 1
-        try:
-            await Visit(pool, self, candidate, path, connection).run()
-        finally:
-            shared.recorder.connections_closed += 1
+            self._give_up(way.candidate, failure, started)
 
-    def _not_connected(self, candidate: Candidate, peer: Peer, failure: ConnectFailed) -> None:
-        pool, shared = self._pool, self._shared
-        verdict = _unconnected(failure)
-        shared.recorder.connections_failed += 1
-        if failure.scope is Scope.HOST:
-            pool.rest(candidate, verdict)
-        if ConnectionFailed in shared.events.wanted:
-            shared.events.publish(
-                ConnectionFailed(
-                    shared.clock(),
-                    pool.site,
-                    peer.host,
-                    peer.address,
-                    peer.port,
-                    failure.stage,
-                    failure.cause,
-                    failure.text,
+    # -- connecting -------------------------------------------------------------------------
+
+    async def _connect(
+        self, way: Approach, walk: Walk, attempt: Attempt, *, may_race: bool
+    ) -> tuple[Approach, Connection] | None:
+        """Connect to a host; when it does not answer at once, to others of its preference, too."""
+        connector, started = self._shared.connector, trio.current_time()
+        ways = {way.candidate: way}
+
+        async def connect(candidate: Candidate) -> Connection:
+            if candidate not in ways:
+                ways[candidate] = await approach(self._pool, candidate, attempt)
+            return await connector.connect(candidate, ways[candidate].path.options)
+
+        if not (may_race and walk.has_equals(way.candidate)):
+            try:
+                return way, await connect(way.candidate)
+            except ConnectFailed as failure:
+                self._give_up(way.candidate, failure, started)
+                return None
+        begun: list[Candidate] = []
+        found = await race(self._rivals(way, walk, attempt, begun), connect, seats=self._pool.seats)
+        for failed in found.failures:
+            begun.remove(failed.candidate)
+            self._give_up(failed.candidate, failed.failure, started)
+            if self.attempt is not None:
+                self.attempt.arrive()  # at the next one
+        for candidate in begun:
+            if candidate is not found.winner:
+                walk.give_back(candidate)  # it might have answered, too
+        if found.winner is None or found.connection is None:
+            return None
+        return ways[found.winner], found.connection
+
+    def _rivals(
+        self, way: Approach, walk: Walk, attempt: Attempt, begun: list[Candidate]
+    ) -> Iterator[Candidate]:
+        """Yield who is to be connected to, one behind the other; families take turns."""
+        candidate: Candidate | None = way.candidate
+        while candidate is not None:
+            begun.append(candidate)
+            yield candidate
+            if self.attempt is not attempt:
+                return  # somebody else carries it now
+            candidate = walk.rival_of(candidate)
+            if candidate is not None:
+                walk.take(candidate)
+
+    def _give_up(self, candidate: Candidate, failure: ConnectFailed, started: float) -> None:
+        """Account for a host that could not be connected to, or must not be."""
+        pool, shared, verdict = self._pool, self._shared, unconnected(failure)
+        options = pool.path_to(candidate).options
+        peer = pool.peer_of(candidate)
+        if not isinstance(failure, Barred):
+            shared.recorder.connections_failed += 1
+            if failure.scope is Scope.HOST:
+                pool.rest(candidate, verdict)
+            if ConnectionFailed in shared.events.wanted:
+                shared.events.publish(
+                    ConnectionFailed(
+                        shared.clock(),
+                        pool.site,
+                        peer.host,
+                        peer.address,
+                        peer.port,
+                        failure.stage,
+                        failure.cause,
+                        failure.text,
+                        ", ".join(options.interface) or None,
+                        ", ".join(proxy.name for proxy in options.proxies) or None,
+                        trio.current_time() - started,
+                    )
                 )
-            )
         if self.attempt is not None:
             self.attempt.report_all(verdict, trio.current_time(), Carriage(peer))
 
 
-_NO_ANSWER = EnhancedStatusCode(4, 4, 1)
-_BY_POLICY = EnhancedStatusCode(4, 7, 1)
-_OUR_SIDE = EnhancedStatusCode(4, 3, 5)
 _NO_ADDRESS = EnhancedStatusCode(5, 4, 4)
 _DNS_TROUBLE = EnhancedStatusCode(4, 4, 3)
-
-
-def _vetoed(peer: Peer, reason: str) -> Verdict:
-    text = f"{peer} is not to be connected to now: {show(reason.encode())}"
-    return Verdict(Status.DEFERRED, Stage.CONNECT, Cause.EVENT, text, Scope.HOST, None, _BY_POLICY)
-
-
-def _unconnected(failure: ConnectFailed) -> Verdict:
-    enhanced = _NO_ANSWER if failure.scope is Scope.HOST else _OUR_SIDE
-    return Verdict(
-        Status.DEFERRED, failure.stage, failure.cause, failure.text, failure.scope, None, enhanced
-    )
 
 
 def _unresolved(failure: HostFailure) -> Verdict:

@@ -12,6 +12,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.delivery.verdict import (
+    accepted,
     delivered,
     is_overflow,
     is_protocol_doubt,
@@ -92,10 +93,6 @@ class Transaction:
         due: What has to happen next.
         is_sent: Whether everything it has to say was handed out.
         was_heard: Whether the peer answered anything.
-        is_nested: Whether the one before left the server with its own transaction open, so that a
-            refusal of MAIL says nothing: reverse-path and terms are the same, and the other's stand.
-        leaves_open: Whether it is over and no content has ended it, so that a server may hold it
-            for still open.
     """
 
     # What most transactions never have differently stands in the class: one is made a message.
@@ -104,10 +101,9 @@ class Transaction:
     due = Due.REPLIES
     is_sent = False
     was_heard = False
-    is_nested = False
-    leaves_open = False
     _is_refused = False
     _is_one_flight = False
+    _is_callout = False
     _rcpts_heard = 0
     _owed = 0
     _answers = Answers.ONCE
@@ -122,26 +118,58 @@ class Transaction:
         manner: Manner,
         *,
         prdr: bool = False,
+        is_callout: bool = False,
     ) -> None:
+        """Begin.
+
+        Args:
+            envelope: Its commands.
+            content: What is sent.
+            peer: With whom.
+            manner: How.
+            prdr: Whether a reply for each recipient is asked for after the content.
+            is_callout: Whether recipients are only asked about, and no content is sent.
+        """
         self.verdicts: list[Verdict | None] = [None] * len(envelope.rcpts)
         self._envelope = envelope
         self._content = content
         self._peer = peer
         self._manner = manner
         self._accepted: list[int] = []
+        if is_callout:
+            self._is_callout = True
         if manner.lmtp:
             self._answers = Answers.FOR_EACH
         elif prdr:
             self._answers = Answers.FOR_EACH_AND_ALL
 
+    def would_fit(self, envelope: Envelope, manner: Manner) -> bool:
+        """Whether it says nothing that would not be said in this envelope and manner, too."""
+        ours = (self._envelope.mail, *self._envelope.rcpts)
+        theirs = (envelope.mail, *envelope.rcpts)
+        return (
+            self._manner.pipelining <= manner.pipelining
+            and self._manner.chunking <= manner.chunking
+            and all(map(_says_no_more, ours, theirs))
+        )
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether somebody is known to be accepted, so that its content ends it."""
+        return bool(self._accepted)
+
     # -- what is said -----------------------------------------------------------------------
 
     def begin(self) -> tuple[Command, ...]:
         """Return the commands that open it."""
-        (mail, rcpts, _), manner = self._envelope, self._manner
+        (mail, rcpts), manner = self._envelope, self._manner
         if not manner.pipelining:
             return self._ask(mail)
         self._owed = len(rcpts) + 2
+        if self._is_callout:
+            self._owed -= 1
+            self.is_sent = True
+            return (mail, *rcpts)
         if not manner.chunking:
             return (mail, *rcpts, DATA)
         octets = self._content.octets
@@ -253,7 +281,7 @@ class Transaction:
 
     def _hear_mail(self, answer: Answered) -> tuple[Command, ...]:
         reply = answer.reply
-        if reply.code // 100 != 2 and not (self.is_nested and reply.code == 503):
+        if reply.code // 100 != 2:
             self._is_refused = True
             # What is in flight behind it is heard out; this refusal is what counts.
             self._refuse_all(answer)
@@ -264,12 +292,16 @@ class Transaction:
         self._rcpts_heard = place + 1
         reply = answer.reply
         if reply.code // 100 == 2:
-            self._accepted.append(place)
-            if self._is_refused:
-                # That can only be in the transaction before, which the server holds for still open.
-                # It goes on with that one, on the same terms; then so do we.
-                self.verdicts[place] = None
-                self.doubtful = [each for each in self.doubtful if each != place]
+            if self._is_callout:
+                if not self._is_refused:
+                    self.verdicts[place] = accepted(reply, self._peer)
+            else:
+                self._accepted.append(place)
+                if self._is_refused:
+                    # That can only be in the transaction before, which the server holds for still
+                    # open.  It goes on with that one; then so do we.
+                    self.verdicts[place] = None
+                    self.doubtful = [each for each in self.doubtful if each != place]
             return self._go_on() if not self._owed else _NONE
         if self._is_refused:
             return self._go_on()
@@ -328,17 +360,13 @@ class Transaction:
         if self._answers is Answers.FOR_EACH_AND_ALL and (self._more or code == 353):
             return self._hear_each_and_all(answer)
         if not self._accepted:
-            return self._end_for_nobody(answer.reply)
+            # Whatever it says, nothing was delivered.
+            return self._end()
         if self._answers is Answers.FOR_EACH:
             return self._hear_each(answer)
         if code // 100 == 2:
             return self._deliver(answer.reply)
         self._refuse_all(answer)
-        return self._end()
-
-    def _end_for_nobody(self, reply: Reply) -> tuple[Command, ...]:
-        """Whatever it says to a content when nobody is accepted, nothing was delivered."""
-        self.leaves_open = reply.code // 100 != 2 and not self._is_refused
         return self._end()
 
     def _deliver(self, reply: Reply) -> tuple[Command, ...]:
@@ -372,7 +400,7 @@ class Transaction:
             self._owed += 1
             return _NONE
         if not self._accepted:
-            return self._end_for_nobody(answer.reply)
+            return self._end()  # whatever it says, nothing was delivered
         severity = answer.reply.code // 100
         for place, one in zip(self._accepted, self._each, strict=True):
             is_refused = one.reply.code // 100 != 2
@@ -392,7 +420,7 @@ class Transaction:
         """Ask again only where this transaction made progress, or it would go round in circles."""
         if self.again and not self._accepted:
             statuses = [verdict.status for verdict in self.verdicts if verdict is not None]
-            if Status.FAILED not in statuses:
+            if not {Status.FAILED, Status.ACCEPTED} & set(statuses):
                 self.again = ()
 
     def _end(self) -> tuple[Command, ...]:
@@ -473,3 +501,8 @@ class Transaction:
             is_pipelined=self._is_pipelined(answer.command),
             is_early=answer.is_early,
         )
+
+
+def _says_no_more(one: Command, other: Command) -> bool:
+    """Whether a command has no parameter that the other one has not."""
+    return set(one.octets.split()) <= set(other.octets.split())

@@ -37,6 +37,8 @@ class Trouble:
         detail: More for a person, where no reply decided.
         octets: Octets of content written, where content was being written.
         is_chunked: Whether it happened to BDAT.
+        scope: Who is to blame, where stage and cause do not tell.
+        enhanced: Our own status code, the same.
     """
 
     stage: Stage
@@ -47,6 +49,8 @@ class Trouble:
     detail: str = ""
     octets: int = 0
     is_chunked: bool = False
+    scope: Scope | None = None
+    enhanced: EnhancedStatusCode | None = None
 
 
 class Verdict(NamedTuple):
@@ -125,7 +129,7 @@ def judge(trouble: Trouble, peer: Peer) -> Verdict:
     text = describe(trouble, peer)
     if trouble.reply is not None:
         return _judge_reply(trouble, trouble.reply, text)
-    enhanced = _ENHANCED.get(trouble.cause)
+    enhanced = trouble.enhanced or _ENHANCED.get(trouble.cause)
     if trouble.stage is Stage.CONNECT and trouble.cause is Cause.TIMEOUT:
         enhanced = _NO_ANSWER
     if trouble.stage is Stage.FINAL:
@@ -134,7 +138,7 @@ def judge(trouble: Trouble, peer: Peer) -> Verdict:
     elif trouble.cause is Cause.TIMEOUT:
         status, scope = Status.DEFERRED, _TIMEOUT_SCOPES.get(trouble.stage, Scope.HOST)
     else:
-        status, scope = Status.DEFERRED, Scope.HOST
+        status, scope = Status.DEFERRED, trouble.scope or Scope.HOST
     return Verdict(status, trouble.stage, trouble.cause, text, scope, None, enhanced)
 
 
@@ -146,6 +150,9 @@ def _judge_reply(trouble: Trouble, reply: Reply, text: str) -> Verdict:
     if stage is Stage.AUTH:
         # Our credentials are refused (535 and the like): ours to mend, and the mail waits for it.
         return Verdict(Status.DEFERRED, stage, cause, text, Scope.SOURCE, reply, enhanced)
+    if stage is Stage.STARTTLS:
+        # It is offered, and not to be had: that mends itself, or somebody is in between.
+        return Verdict(Status.DEFERRED, stage, cause, text, Scope.HOST, reply, enhanced)
     if stage.is_setup:
         # The host takes nothing from us; another may (RFC 5321 §5.1).
         return Verdict(Status.FAILED, stage, cause, text, Scope.HOST, reply, enhanced, True)
@@ -169,6 +176,13 @@ def delivered(reply: Reply, peer: Peer) -> Verdict:
     return Verdict(Status.DELIVERED, Stage.FINAL, Cause.REPLY, text, None, reply, enhanced)
 
 
+def accepted(reply: Reply, peer: Peer) -> Verdict:
+    """Return the verdict on a recipient that was only asked about, and would be taken."""
+    text = f"would be accepted by {peer.text}: {reply.text}"
+    enhanced = read_enhanced(reply.code, reply.lines[0])
+    return Verdict(Status.ACCEPTED, Stage.RCPT, Cause.REPLY, text, None, reply, enhanced)
+
+
 def unsupported(
     stage: Stage, scope: Scope, enhanced: EnhancedStatusCode, problem: str, peer: Peer
 ) -> Verdict:
@@ -189,7 +203,6 @@ def lost(
     is_pipelined: bool,
     is_content_written: bool,
     octets: int = 0,
-    remark: str = "",
 ) -> Trouble:
     """Turn the end of a session into the trouble of whoever was being served.
 
@@ -199,7 +212,6 @@ def lost(
         is_pipelined: Whether commands were pipelined.
         is_content_written: Whether the whole content of the transaction has left, or may have.
         octets: Octets of content written so far.
-        remark: What else a person should know.
     """
     if is_content_written:
         # Whatever reply was missing first: the content is out and its reply will not come.
@@ -210,8 +222,7 @@ def lost(
         stage, text = Stage.CONTENT, "sending data block"
     else:
         stage, text = STAGES[command.kind], command.text
-    detail = "; ".join(filter(None, (ending.detail, remark)))
-    return Trouble(stage, ending.cause, text, is_pipelined, ending.reply, detail, octets)
+    return Trouble(stage, ending.cause, text, is_pipelined, ending.reply, ending.detail, octets)
 
 
 def refused(
@@ -277,5 +288,5 @@ def describe(trouble: Trouble, peer: Peer) -> str:
             shown = trouble.detail or "(an empty line)"
             return f"malformed SMTP reply from {peer} in response to {after}: {shown}"
         case _:
-            text = f"{trouble.cause} at {peer} after {after}"
+            return f"{peer}: {trouble.detail}"
     return f"{text}: {trouble.detail}" if trouble.detail else text

@@ -67,6 +67,33 @@ class Walk:
             and candidate in self._steps
         )
 
+    def has_equals(self, candidate: Candidate) -> bool:
+        """Whether others of its preference may be tried at the same time."""
+        return self.rival_of(candidate) is not None
+
+    def rival_of(self, candidate: Candidate) -> Candidate | None:
+        """Return who of the same preference may be tried beside it, if anybody.
+
+        The other address family first: where one is broken, all its addresses are (RFC 8305 §4).
+        """
+        step = self.peek()
+        if not isinstance(step, Candidate) or step.preference != candidate.preference:
+            return None
+        for other in self._steps:
+            if (
+                isinstance(other, Candidate)
+                and other.preference == candidate.preference
+                and other.is_ipv6 is not candidate.is_ipv6
+            ):
+                return other
+        return step
+
+    def give_back(self, candidate: Candidate) -> None:
+        """Account for a candidate that was tried and neither answered nor failed."""
+        self._steps.append(candidate)
+        self._steps.sort(key=lambda step: step.preference)
+        self._tried -= 1
+
     def strike(self, candidate: Candidate) -> None:
         """Account for a candidate that was tried out of turn, or is tried once more."""
         if candidate in self._steps:

@@ -81,12 +81,20 @@ class ConnectionOpened(_Timed):
         peer: Both ends.
         site: The receiver it belongs to.
         seconds: From the first step to the established connection.
+        interface: The address we were told to connect from, `None` where the system chose.
+        proxy: The proxy it goes through, without credentials.
+        fast_open: What TCP Fast Open did, as in `engine.outcome.Features`.
+        round_trip: The kernel's estimate in seconds, `None` where it has none.
     """
 
     name: ClassVar[str] = "connection.opened"
     peer: Peer
     site: str
     seconds: float
+    interface: str | None = None
+    proxy: str | None = None
+    fast_open: str = "off"
+    round_trip: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +109,9 @@ class ConnectionFailed(_Timed):
         stage: Where it ended.
         cause: What happened there.
         text: One line for a person.
+        interface: The addresses we were told to connect from, `None` where the system chooses.
+        proxy: The proxies on the way, without credentials.
+        seconds: How long it took to find out.
     """
 
     name: ClassVar[str] = "connection.failed"
@@ -110,6 +121,83 @@ class ConnectionFailed(_Timed):
     port: int | None
     stage: Stage
     cause: Cause
+    text: str
+    interface: str | None = None
+    proxy: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Greeted(_Timed):
+    """A host has greeted, or refused to.
+
+    Attributes:
+        peer: Both ends.
+        site: The receiver it belongs to.
+        text: The greeting on one line, its code in front.
+    """
+
+    name: ClassVar[str] = "session.greeted"
+    peer: Peer
+    site: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class HelloAnswered(_Timed):
+    """A host has answered EHLO, HELO or LHLO.
+
+    Attributes:
+        peer: Both ends.
+        site: The receiver it belongs to.
+        text: The reply on one line, its code in front.
+    """
+
+    name: ClassVar[str] = "session.hello"
+    peer: Peer
+    site: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TlsStarted(_Timed):
+    """A session goes on over TLS, which is as it must be.
+
+    Attributes:
+        peer: Both ends.
+        site: The receiver it belongs to.
+        version: As in `engine.outcome.TlsFacts`, like the next three.
+        cipher: The cipher suite.
+        verified: By what the certificate was verified, if at all.
+        policy: What asked for TLS.
+        seconds: How long the handshake took.
+    """
+
+    name: ClassVar[str] = "tls.started"
+    peer: Peer
+    site: str
+    version: str
+    cipher: str
+    verified: str
+    policy: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class AuthFailed(_Timed):
+    """A host has refused our credentials, by one mechanism.
+
+    Attributes:
+        peer: Both ends.
+        site: The receiver it belongs to.
+        mechanism: The SASL mechanism.
+        text: The reply on one line.
+    """
+
+    name: ClassVar[str] = "auth.failed"
+    peer: Peer
+    site: str
+    mechanism: str
     text: str
 
 
@@ -166,20 +254,42 @@ class RecipientSettled(_Timed):
 
 
 @dataclass(frozen=True, slots=True)
-class HostDeferred(_Timed):
-    """One host is given up; its recipients go on to the next.
+class RecipientDeferred(_Timed):
+    """A host will not take a message for one recipient now; the next one may be asked.
 
     Attributes:
+        peer: Both ends.
+        message: The message's id.
+        recipient: The forward-path as given.
+        stage: Where it was decided.
+        cause: What happened there.
+        text: One line for a person.
+    """
+
+    name: ClassVar[str] = "recipient.deferred"
+    peer: Peer
+    message: str
+    recipient: str
+    stage: Stage
+    cause: Cause
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostDeferred(_Timed):
+    """One host is given up before any mail; the next one may be tried.
+
+    Attributes:
+        peer: Both ends.
         site: The receiver it belongs to.
-        peer_text: The host as a person names it: `mx1.example.net [192.0.2.7]:25`.
         stage: Where it failed.
         cause: What happened there.
         text: One line for a person.
     """
 
     name: ClassVar[str] = "host.deferred"
+    peer: Peer
     site: str
-    peer_text: str
     stage: Stage
     cause: Cause
     text: str
@@ -250,9 +360,14 @@ Event = (
     | RecipientsRouted
     | ConnectionOpened
     | ConnectionFailed
+    | Greeted
+    | HelloAnswered
+    | TlsStarted
+    | AuthFailed
     | SessionReady
     | TransactionStarted
     | RecipientSettled
+    | RecipientDeferred
     | HostDeferred
     | SecurityAlert
     | ConnectionClosed

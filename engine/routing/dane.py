@@ -1,6 +1,6 @@
 """DANE: what TLSA records demand of a mail host (RFC 7672 §2.2, RFC 7671 §9).
 
-`usable`, `base_domains`, `reference_names` and `judge` are the rules and know no I/O; `ask_dane`
+`usable`, `base_domains`, `reference_names` and `judge` are the rules and know no I/O; `find_tlsa`
 asks the DNS in their order.  Only what DNSSEC vouches for counts, and a lookup that fails is never
 taken for "no records".  Not here: certificates, which `engine.net` holds against the records.
 """
@@ -156,25 +156,23 @@ def _lack(finding: TlsaFinding, route: Route) -> str:
 # ---- lookups ------------------------------------------------------------------------------------
 
 
-async def ask_dane(
-    resolver: Resolver,
-    route: Route,
-    candidate: Candidate,
-    port: int,
-    mode: DaneMode,
-    *,
-    timeout: float = DEFAULT_TIMEOUT,
-) -> Opinion:
-    """Return what DANE says of a host, for connections to a port.
+def needs_lookup(candidate: Candidate) -> bool:
+    """Whether a host could have TLSA records that count.
 
-    Asks nothing of a host whose address is not secure: there would be no secure records, and name
-    servers that know no TLSA records would fail (RFC 7672 §2.2.2).
+    RFC 7672 §2.2.2: one whose address is not secure is not asked for; there would be none, and name
+    servers that know no TLSA records would fail.
     """
-    failure = f"TLSA lookup for {candidate.host} took over {timeout:g} s"
-    finding = TlsaFinding(failure=failure, seconds=0.0)
+    return candidate.is_secure or candidate.canonical not in ("", candidate.host)
+
+
+async def find_tlsa(
+    resolver: Resolver, candidate: Candidate, port: int, *, timeout: float = DEFAULT_TIMEOUT
+) -> TlsaFinding:
+    """Look for the TLSA records of a host, for connections to a port."""
     with trio.move_on_after(timeout):
-        finding = await _search(resolver, candidate, port)
-    return judge(finding, route, candidate, mode)
+        return await _search(resolver, candidate, port)
+    failure = f"TLSA lookup for {candidate.host} took over {timeout:g} s"
+    return TlsaFinding(failure=failure, seconds=0.0)
 
 
 async def _search(resolver: Resolver, candidate: Candidate, port: int) -> TlsaFinding:

@@ -20,15 +20,16 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 import trio
 
 from engine.routing.cache import TtlCache
-from engine.routing.dane import ask_dane
+from engine.routing.dane import TlsaFinding, find_tlsa, needs_lookup
+from engine.routing.dane import judge as dane_opinion
 from engine.routing.flight import SingleFlight
 from engine.routing.mta_sts import StsFinding, judge
 from engine.routing.opinion import Opinion, combine
 from engine.routing.sender_rules import judge_message, judge_settings, policy_domain
-from engine.security import HostRefused, MessageTls, ReportedPolicy, TlsDemand
+from engine.security import HostRefused, MessageTls, ReportedPolicy, Stance, TlsDemand
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from engine.route import Candidate, Route
     from engine.routing.resolver import Resolver
@@ -69,6 +70,19 @@ class _Key(NamedTuple):
     message: MessageTls
 
 
+class _Place(NamedTuple):
+    """Where TLSA records are looked for."""
+
+    host: str
+    canonical: str
+    is_secure: bool
+    port: int
+
+
+#: Where nobody knows of MTA-STS policies.
+_NO_POLICY: Final = StsFinding(seconds=math.inf)
+
+
 class Policies:
     """Says what TLS each host must show, one search at a time for each, and remembers it.
 
@@ -90,6 +104,8 @@ class Policies:
         self._resolver = resolver
         self._sts = sts
         self._verdicts: TtlCache[_Key, _Verdict] = TtlCache(max_entries, clock)
+        self._tlsa: TtlCache[_Place, TlsaFinding] = TtlCache(max_entries, clock)
+        self._policies: TtlCache[str, StsFinding] = TtlCache(max_entries, clock)
         self._searches: SingleFlight[_Key, _Verdict] = SingleFlight()
 
     def known(
@@ -102,7 +118,13 @@ class Policies:
         message: MessageTls = MessageTls.BY_POLICY,
     ) -> TlsDemand | HostRefused | None:
         """Return what is known already, `None` when `demand` must be asked; args are the same."""
-        return self._verdicts.get(_key(domain, route, candidate, port, settings, message))
+        key = _key(domain, route, candidate, port, settings, message)
+        verdict = self._verdicts.get(key)
+        if verdict is None:
+            found = self._conclude(key, route, candidate, settings)
+            if not isinstance(found, _Place | str):
+                return found
+        return verdict
 
     async def demand(
         self,
@@ -126,54 +148,116 @@ class Policies:
             message: What the message asks for.
         """
         key = _key(domain, route, candidate, port, settings, message)
-        verdict = self._verdicts.get(key)
+        verdict = self.known(domain, route, candidate, port, settings, message)
         if verdict is not None:
             await trio.lowlevel.checkpoint()
             return verdict
         search = partial(self._search, key, route, candidate, settings)
         return await self._searches.share(key, search)
 
+    async def stance(self, domain: str, route: Route, settings: Settings) -> tuple[Stance, float]:
+        """Return what distinguishes a domain from others of its site, and how long that holds.
+
+        Args:
+            domain: The recipient domain, as it was routed.
+            route: Its route.
+            settings: Those for the site.
+        """
+        secure, aliases = (
+            (route.is_secure, route.aliases) if settings.dane != "off" else (False, ())
+        )
+        if (
+            settings.mta_sts == "off"
+            or settings.tls == "off"
+            or self._sts is None
+            # With a static route the hosts are who counts.
+            or route.is_static
+            or not route.candidates
+            or (owner := policy_domain(domain, route, route.candidates[0])) is None
+        ):
+            return Stance(secure, aliases), math.inf
+        finding = self._policies.get(owner) or await self._find(owner)
+        policy = finding.policy
+        sts = () if policy is None or policy.mode == "none" else (policy.mode, *policy.mx)
+        return Stance(secure, aliases, sts), max(finding.seconds, _MIN_SECONDS)
+
     async def _search(
         self, key: _Key, route: Route, candidate: Candidate, settings: Settings
     ) -> _Verdict:
+        while True:
+            verdict = self._conclude(key, route, candidate, settings)
+            if isinstance(verdict, _Place):
+                finding = await find_tlsa(self._resolver, candidate, key.port)
+                self._tlsa.put(verdict, finding, max(finding.seconds, _MIN_SECONDS))
+            elif isinstance(verdict, str):
+                await self._find(verdict)
+            else:
+                return verdict
+
+    def _conclude(
+        self, key: _Key, route: Route, candidate: Candidate, settings: Settings
+    ) -> _Verdict | _Place | str:
+        """Return what follows from what is known; else which TLSA or MTA-STS lookup is missing."""
         opinions: list[Opinion] = []
         if settings.tls != "off":
             # Where the operator switched it off for a path, nothing that is published raises it.
-            opinions += await self._ask_receiver(key, route, candidate, settings)
+            missing = self._hear_receiver(opinions, key, route, candidate, settings)
+            if missing is not None:
+                return missing
         opinions.append(judge_message(key.message, route, candidate, settings, opinions))
         opinions.append(judge_settings(candidate, settings))
         verdict = _addressed(combine(opinions), key, policy_domain(key.domain, route, candidate))
-        seconds = min(opinion.seconds for opinion in opinions)
+        seconds = min(*(opinion.seconds for opinion in opinions), *self._seconds_left(key))
         self._verdicts.put(key, verdict, max(seconds, _MIN_SECONDS))
         return verdict
 
-    async def _ask_receiver(
-        self, key: _Key, route: Route, candidate: Candidate, settings: Settings
-    ) -> list[Opinion]:
-        """Return what the receiver published says; who could change nothing is not asked."""
+    def _seconds_left(self, key: _Key) -> Iterator[float]:
+        """Yield how long what was found in lookups still holds."""
+        place = _Place(key.host, key.canonical, key.is_secure, key.port)
+        if self._tlsa.get(place) is not None:
+            yield self._tlsa.seconds_left(place)
+        owner = key.host if key.is_static else key.domain
+        if self._policies.get(owner) is not None:
+            yield self._policies.seconds_left(owner)
+
+    def _hear_receiver(
+        self,
+        opinions: list[Opinion],
+        key: _Key,
+        route: Route,
+        candidate: Candidate,
+        settings: Settings,
+    ) -> _Place | str | None:
+        """Add what the receiver published; who could change nothing is not asked."""
         # RFC 8689 §8.4: such a message is sent as if there were neither DANE nor MTA-STS, except
         # where our own operator wants DANE.
         is_optional = key.message is MessageTls.OPTIONAL
-        opinions: list[Opinion] = []
         if settings.dane == "require" or (settings.dane == "try" and not is_optional):
-            dane = await ask_dane(self._resolver, route, candidate, key.port, settings.dane)
+            place = _Place(key.host, key.canonical, key.is_secure, key.port)
+            finding = self._tlsa.get(place) if needs_lookup(candidate) else TlsaFinding()
+            if finding is None:
+                return place
+            dane = dane_opinion(finding, route, candidate, settings.dane)
             opinions.append(dane)
             # RFC 8461 §2: MTA-STS does not stand in for DANE that fails.
             if dane.settles_it or isinstance(dane.verdict, HostRefused):
-                return opinions
+                return None
         owner = policy_domain(key.domain, route, candidate)
         if settings.mta_sts == "on" and owner is not None and not is_optional:
-            opinions.append(await self._ask_sts(owner, candidate.host))
-        return opinions
+            policy = self._policies.get(owner) if self._sts is not None else _NO_POLICY
+            if policy is None:
+                return owner
+            opinions.append(judge(owner, policy, candidate.host))
+        return None
 
-    async def _ask_sts(self, owner: str, host: str) -> Opinion:
+    async def _find(self, owner: str) -> StsFinding:
+        """Ask for a domain's MTA-STS policy, and remember the answer."""
+        assert self._sts is not None
         finding = StsFinding(is_unknown=True)
-        if self._sts is None:
-            finding = StsFinding(seconds=math.inf)
-        else:
-            with trio.move_on_after(_STS_TIMEOUT):
-                finding = await self._sts.find(owner)
-        return judge(owner, finding, host)
+        with trio.move_on_after(_STS_TIMEOUT):
+            finding = await self._sts.find(owner)
+        self._policies.put(owner, finding, max(finding.seconds, _MIN_SECONDS))
+        return finding
 
 
 def _addressed(verdict: _Verdict, key: _Key, owner: str | None) -> _Verdict:

@@ -46,10 +46,11 @@ def policy_domain(domain: str, route: Route, candidate: Candidate) -> str | None
     """Return whose MTA-STS and TLSRPT policies count for a host; `None` where nobody's can.
 
     RFC 8461 §3.4: the recipient domain's, or the smart host's where the route names one.  Address
-    literals have none.
+    literals and Unix sockets have none, nor have names without a dot: no authority would sign for
+    the host of their policy.
     """
     name = candidate.host if route.is_static else domain
-    return None if name.startswith("[") or is_address(name) else name
+    return None if "." not in name or name[0] == "[" or "/" in name or is_address(name) else name
 
 
 def judge_settings(candidate: Candidate, settings: Settings) -> Opinion:

@@ -127,6 +127,11 @@ class ClientConnection:
         return self._content_open
 
     @property
+    def has_said_quit(self) -> bool:
+        """Whether it is over, or will be when QUIT is answered."""
+        return self._machine.assumed is State.CLOSED
+
+    @property
     def is_ready(self) -> bool:
         """Whether a new transaction may begin: all heard, none open, not spoiled."""
         return (

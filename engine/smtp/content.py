@@ -8,10 +8,11 @@ both give the same octets.  Nothing here reads MIME.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NoReturn
 
 from engine.smtp.errors import ContentError
+from engine.smtp.tls_required import says_tls_optional
 
 _CRLF: Final = b"\r\n"
 _FORBIDDEN: Final = re.compile(rb"\0|\r(?!\n)")
@@ -30,12 +31,16 @@ class ContentFacts:
         longest_line: Octets of the longest line without its CRLF (RFC 5321 §4.5.3.1.6 allows 998).
         has_utf8_header: Whether an octet above 127 stands before the first empty line, so that
             SMTPUTF8 is needed (RFC 6531 §3.4).
+        is_tls_optional: Whether it says `TLS-Required: No` (RFC 8689 §3).
+        is_binary: Whether it is not made of lines, so that BINARYMIME is needed (RFC 3030 §3).
     """
 
     octets: int
     is_8bit: bool
     longest_line: int
     has_utf8_header: bool
+    is_tls_optional: bool = False
+    is_binary: bool = False
 
 
 def normalise(octets: bytes) -> bytes:
@@ -101,9 +106,34 @@ def prepare(octets: bytes) -> tuple[bytes, ContentFacts]:
         # bytes.splitlines() cuts at CR, LF and CRLF.  Only if each of its lines ended in two
         # octets, which only CRLF has, do the lengths add up.
         if lengths and sum(lengths) + 2 * len(lengths) == len(octets):
-            return octets, ContentFacts(len(octets), False, max(lengths), False)
+            is_optional = _is_tls_optional(octets)
+            return octets, ContentFacts(len(octets), False, max(lengths), False, is_optional)
     octets = normalise(octets)
     return octets, scan(octets)
+
+
+def prepare_binary(octets: bytes) -> tuple[bytes, ContentFacts]:
+    """Scan a whole content that may be binary, and leave it as it is.
+
+    One that is made of lines is like any other.
+
+    Raises:
+        ContentError: The header section is not made of lines that end in CRLF.
+    """
+    end = (_CRLF + octets).find(b"\r\n\r\n")
+    header = octets if end < 0 else octets[:end]
+    if b"\0" in header or not header.count(b"\r") == header.count(b"\n") == header.count(_CRLF):
+        raise ContentError("a header section with lines that do not end in CRLF, or with a NUL")
+    if is_lines(octets):
+        return octets, scan(octets)
+    return octets, replace(scan(octets), is_8bit=True, is_binary=True)
+
+
+def is_lines(octets: bytes) -> bool:
+    """Whether octets are lines that each end in CRLF, and hold no NUL."""
+    ends = octets.count(_CRLF)
+    is_clean = ends == octets.count(b"\r") == octets.count(b"\n") and b"\0" not in octets
+    return is_clean and (not octets or octets.endswith(_CRLF))
 
 
 def scan(octets: bytes) -> ContentFacts:
@@ -114,12 +144,18 @@ def scan(octets: bytes) -> ContentFacts:
             scanner.feed(octets[start : start + _PIECE_OCTETS])
         return scanner.facts()
     longest = max(map(len, octets.split(_CRLF)))
+    is_optional = _is_tls_optional(octets)
     if octets.isascii():
-        return ContentFacts(len(octets), False, longest, False)
+        return ContentFacts(len(octets), False, longest, False, is_optional)
     # A content without header section starts with the empty line.
     end = (_CRLF + octets).find(b"\r\n\r\n")
     header = octets if end < 0 else octets[:end]
-    return ContentFacts(len(octets), True, longest, not header.isascii())
+    return ContentFacts(len(octets), True, longest, not header.isascii(), is_optional)
+
+
+def _is_tls_optional(octets: bytes) -> bool:
+    # Hardly any message has the field, and looking for its name is cheap.
+    return b"tls-required" in octets.lower() and says_tls_optional(octets)
 
 
 class Scanner:
@@ -131,6 +167,7 @@ class Scanner:
         self._line = 0  # octets since the last LF
         self._longest = 0
         self._has_utf8_header = False
+        self._header = bytearray()  # its first octets
         # The end of what came, while the header section lasts; as if a line had just ended.
         self._tail: bytes | None = _CRLF
 
@@ -141,12 +178,19 @@ class Scanner:
         is_ascii = chunk.isascii()
         self._is_8bit |= not is_ascii
         if self._tail is not None:
+            self._header += chunk[: _PIECE_OCTETS - len(self._header)]
             self._read_header(chunk, self._tail, is_ascii)
 
     def facts(self) -> ContentFacts:
         """Return the facts of all octets fed so far."""
         longest = max(self._longest, self._line)
-        return ContentFacts(self._octets, self._is_8bit, longest, self._has_utf8_header)
+        return ContentFacts(
+            self._octets,
+            self._is_8bit,
+            longest,
+            self._has_utf8_header,
+            _is_tls_optional(bytes(self._header)),
+        )
 
     def _measure_lines(self, chunk: bytes) -> None:
         # By LF alone: it cannot be cut in two, and in a normalised content its CR stands before it.

@@ -23,8 +23,9 @@ from engine.errors import ConfigError
 from engine.paths import MATCH_ALLOWED, Match, PathRule, SettingsTable
 from engine.routing.nameservers import parse_server
 from engine.routing.table import HOST_FORMS, MATCH_FORMS, RouteTable, parse_host, read_name
-from engine.settings import SECRET, Settings, explain, unavailable
+from engine.settings import SECRET, Settings, contradictions, explain
 from engine.showing import show, show_key, suggest
+from engine.tls_files import file_problems
 from engine.units import DURATION_ALLOWED, parse_duration
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ _SECTIONS: Final = ("defaults", "paths", "routes", "routing", "dns", *_WORKER_SE
 _DNS_TIMEOUT: Final = 5.0  # seconds
 
 _SERVERS_ALLOWED: Final = 'IP addresses of name servers with or without a port, as "127.0.0.1:53"'
+_TRUSTED_ALLOWED: Final = "IP addresses of name servers that validate; an empty list: none does"
 _ADDRESSES_ALLOWED: Final = "IP addresses of this machine; an empty list: nothing is ourselves"
 _NAMES_ALLOWED: Final = "host names of this machine"
 _PORT_ALLOWED: Final = "a number from 1 to 65535 or a TCP service that this host knows"
@@ -53,6 +55,8 @@ class Config:
         routes: Static routes, first match wins: a domain pattern and its hosts in order.
         name_servers: `address` or `address:port`; empty: those of the system.
         dns_timeout: Seconds for one DNS lookup, repeats included.
+        trusted: IP addresses of name servers whose word on DNSSEC is taken; `None`: those on
+            this machine.
         own_addresses: IP addresses that are ourselves; `None`: those of this machine; empty:
             nothing is.
         own_names: Host names that are ourselves.
@@ -64,6 +68,7 @@ class Config:
     routes: tuple[tuple[str, tuple[str, ...]], ...] = ()
     name_servers: tuple[str, ...] = ()
     dns_timeout: float = _DNS_TIMEOUT
+    trusted: tuple[str, ...] | None = None
     own_addresses: tuple[str, ...] | None = None
     own_names: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -124,7 +129,7 @@ class _Reader:
         #: Line and text; 0 before, and infinity after, all lines of the file.
         self.problems: list[tuple[float, str]] = []
         self.sources = {f"defaults.{name}": "default" for name in Settings.model_fields}
-        self.sources |= dict.fromkeys(("dns.servers", "dns.timeout"), "default")
+        self.sources |= dict.fromkeys(("dns.servers", "dns.timeout", "dns.trusted"), "default")
         self.sources |= dict.fromkeys(("routing.own_addresses", "routing.own_names"), "default")
 
     def read(self, sets: Sequence[str]) -> Config:
@@ -133,15 +138,40 @@ class _Reader:
         rules = [self.path_rule(*item) for item in self.tables("paths")]
         routes = [self.route(*item) for item in self.tables("routes")]
         addresses, names = self.routing(self.table("routing"))
-        servers, timeout = self.dns(self.table("dns"))
+        servers, timeout, trusted = self.dns(self.table("dns"))
         changes = self.changes(sets)
-        if self.problems:
-            raise ConfigError(*(text for _, text in sorted(self.problems, key=lambda p: p[0])))
+        self.refuse_problems()
         table = SettingsTable(Settings.model_validate({**defaults, **changes}), rules)
+        self.check_together(table, changes)
+        self.refuse_problems()
         names = tuple(map(read_name, names))
-        return Config(table, tuple(routes), servers, timeout, addresses, names, self.sources)
+        return Config(
+            table, tuple(routes), servers, timeout, trusted, addresses, names, self.sources
+        )
 
     # -- where things are, and what is wrong with them
+
+    def refuse_problems(self) -> None:
+        if self.problems:
+            raise ConfigError(*(text for _, text in sorted(self.problems, key=lambda p: p[0])))
+
+    def check_together(self, table: SettingsTable, changes: Table) -> None:
+        """See whether values that are fine one by one can be used together."""
+        known: set[str] = set()
+        for indexes in ((), *((number,) for number in range(len(table.rules)))):
+            settings = table.settings(indexes)
+            for problem in (*contradictions(settings), *file_problems(settings)):
+                if str(problem) in known:
+                    continue
+                known.add(str(problem))
+                place = f"paths[{indexes[0]}]" if indexes else "defaults"
+                if indexes and f"{place}.{problem.key}" not in self.lines:
+                    place = "defaults" if f"defaults.{problem.key}" in self.lines else place
+                if place == "defaults" and problem.key in changes:
+                    text = f"--set {problem.key}: found {problem.found}; allowed {problem.allowed}"
+                    self.problems.append((_LAST, text))
+                else:
+                    self.refuse(f"{place}.{problem.key}", problem.found, problem.allowed)
 
     def line(self, key: str) -> int:
         """Find the line of a key, else of the nearest table around it, else of what is in it."""
@@ -233,8 +263,8 @@ class _Reader:
         )
         return addresses, names
 
-    def dns(self, table: Table) -> tuple[tuple[str, ...], float]:
-        self.refuse_unknown("dns", table, ("servers", "timeout"))
+    def dns(self, table: Table) -> tuple[tuple[str, ...], float, tuple[str, ...] | None]:
+        self.refuse_unknown("dns", table, ("servers", "timeout", "trusted"))
         servers = table.get("servers", [])
         timeout = table.get("timeout", _DNS_TIMEOUT)
         try:
@@ -242,7 +272,14 @@ class _Reader:
         except ValueError:
             self.refuse("dns.timeout", show(timeout), DURATION_ALLOWED)
             seconds = _DNS_TIMEOUT
-        return self.texts("dns.servers", servers, parse_server, _SERVERS_ALLOWED), seconds
+        trusted = table.get("trusted")
+        if trusted is not None:
+            trusted = self.texts("dns.trusted", trusted, ip_address, _TRUSTED_ALLOWED)
+        return (
+            self.texts("dns.servers", servers, parse_server, _SERVERS_ALLOWED),
+            seconds,
+            trusted,
+        )
 
     def texts(
         self, key: str, value: object, read: Callable[[str], object], allowed: str
@@ -284,15 +321,14 @@ _LAST: Final = float("inf")
 
 def _setting_problems(name: str, value: object) -> list[tuple[str, str, str]]:
     """Check one setting as the user gives it: key, what was found, what is allowed."""
-    # One at a time, so that a bad value does not hide that another is not available yet.
+    # One at a time, so that a bad value does not hide another.
     try:
         settings = Settings.model_validate({name: value})
     except ValidationError as error:
         return [(problem.key, problem.found, problem.allowed) for problem in explain(error)]
-    problems = [(each.key, each.found, each.allowed) for each in unavailable(settings)]
     if isinstance(settings.port, str) and not _is_service(settings.port):
-        problems.append(("port", show(settings.port), _PORT_ALLOWED))
-    return problems
+        return [("port", show(settings.port), _PORT_ALLOWED)]
+    return []
 
 
 def _is_service(name: str) -> bool:

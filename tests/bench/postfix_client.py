@@ -72,7 +72,7 @@ def postfix_client(end: End, host: str, port: int) -> Iterator[PostfixClient]:
     inside = replace(end, address=HOST)
     with home("postfix-client") as folder:
         listening = free_port()
-        configure(folder, listening, Maildir.create(folder, "nobody", "Delivered-To"))
+        configure(folder, listening, Maildir.create(folder, "nobody", "Delivered-To"), ())
         with (folder / "etc/main.cf").open("a") as file:
             file.write(MAIN.format(host=host, port=port))
         with (folder / "etc/master.cf").open("a") as file:

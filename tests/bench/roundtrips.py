@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from engine.settings import unavailable
 from engine.testing.link import LinkUnavailable, open_link
 from engine.testing.wire import (
     dialogue,
@@ -28,7 +27,7 @@ from engine.testing.wire import (
     round_trips,
     traces,
 )
-from tests.bench.engine_client import IDLE_SECONDS, engine_client, settings_for
+from tests.bench.engine_client import IDLE_SECONDS, engine_client
 from tests.bench.exim_client import exim_client
 from tests.bench.postfix_client import postfix_client
 from tests.bench.throughput import make_content
@@ -227,8 +226,6 @@ class Bench:
 
     async def measure_engine(self, row):
         """The result, or why there is none."""
-        if unavailable(settings_for(row.ours)):
-            return NOT_YET
         try:
             async with engine_client(
                 self.link.near, self.server.host, self._port(row), row.ours

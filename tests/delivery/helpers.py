@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -33,6 +33,7 @@ from engine.testing.script import ScriptMismatchError, parse_script
 from engine.testing.server import play
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
     from engine.delivery.session import Session
@@ -190,26 +191,43 @@ class Hosts:
 
     Attributes:
         made: The address of each connection, in the order they were asked for.
+        early: What each was to say first.
         contents: What came behind DATA, in order.
         streams: Our end of each connection.
         mismatches: How clients left the script; the first is raised by `scripted`.
+        slow: Hosts that take so many seconds to answer a connection.
+        options: How each connection was asked for.
     """
 
     def __init__(
-        self, scripts: Mapping[str, str], *, drip: bool = False, capacity: float = math.inf
+        self,
+        scripts: Mapping[str, str],
+        *,
+        drip: bool = False,
+        capacity: float = math.inf,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self.made: list[str] = []
+        self.early: list[bytes] = []
         self.contents: list[bytes] = []
         self.streams: list[MemoryStream] = []
         self.mismatches: list[ScriptMismatchError] = []
+        self.slow: dict[str, float] = {}
+        self.options: list[ConnectOptions] = []
         self._scripts = {at: list(parse_script(text)) for at, text in scripts.items()}
         self._drip = drip
         self._capacity = capacity
+        self._ssl_context = ssl_context
         self.nursery: trio.Nursery | None = None
 
-    async def connect(self, candidate: Candidate, options: ConnectOptions) -> Connection:
+    async def connect(
+        self, candidate: Candidate, options: ConnectOptions, *, early_data: bytes = b""
+    ) -> Connection:
         await trio.lowlevel.checkpoint()
         self.made.append(candidate.address)
+        self.early.append(early_data)
+        self.options.append(options)
+        await trio.sleep(self.slow.get(candidate.address, 0))
         port = port_for(candidate, options)
         left = self._scripts.get(candidate.address)
         if not left:
@@ -220,11 +238,18 @@ class Hosts:
         self.streams.append(client)
         assert self.nursery is not None
         self.nursery.start_soon(self._play, left.pop(0), server)
+        await client.send_all(early_data)
         return connection_to(candidate, client, port)
 
     async def _play(self, steps, server: MemoryStream) -> None:
         try:
-            self.contents += await play(steps, server, drip=self._drip, deadline=PATIENT)
+            self.contents += await play(
+                steps,
+                server,
+                drip=self._drip,
+                deadline=PATIENT,
+                ssl_context=self._ssl_context,
+            )
         except ScriptMismatchError as error:
             self.mismatches.append(error)
         finally:
@@ -257,7 +282,7 @@ def connection_to(candidate: Candidate, stream, port: int = 25) -> Connection:
 
 @asynccontextmanager
 async def scripted(
-    scripts: str | Mapping[str, str], *, is_watched: bool = True, **more: float
+    scripts: str | Mapping[str, str], *, is_watched: bool = True, **more: Any
 ) -> AsyncIterator[Hosts]:
     """Run hosts; a script alone is that of 192.0.2.1.
 
@@ -311,8 +336,11 @@ class Service:
         self._delay = delay
         self._ends: list[tuple[MemoryStream, MemoryStream]] = []
 
-    async def connect(self, candidate: Candidate, options: ConnectOptions) -> Connection:
+    async def connect(
+        self, candidate: Candidate, options: ConnectOptions, *, early_data: bytes = b""
+    ) -> Connection:
         await trio.lowlevel.checkpoint()
+        assert not early_data
         if candidate.address in self.refusing:
             raise ConnectFailed(Stage.CONNECT, Cause.REFUSED, Scope.HOST, "refused")
         client, server = link()

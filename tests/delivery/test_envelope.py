@@ -348,7 +348,8 @@ def test_smtputf8_is_needed_only_for_the_recipients_of_this_host():
 def test_what_the_dialect_says_is_said():
     """The order is the reference client's."""
     wished = message(facts=EIGHT_BIT, ret="full", envid="x", require_tls=True, smtputf8=True)
-    dialect = Dialect(ALL, 24, submitter="me+you@b.test", is_verified=True)
+    offered = replace(ALL, requiretls=True)
+    dialect = Dialect(offered, 24, submitter="me+you@b.test", is_verified=True)
     line = build(wished, wished.recipients, EIGHT_BIT, dialect, prdr=True).mail.octets.decode()
 
     size = EIGHT_BIT.octets + 24

@@ -1,26 +1,66 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from engine.delivery.opening import Opened, say_quit, set_up
-from engine.delivery.session import Timeouts, run_session
+from engine.delivery.opening import Opening, Terms, say_quit
+from engine.delivery.session import SessionLost, Timeouts, run_session
 from engine.delivery.verdict import Trouble
 from engine.outcome import Cause
 from engine.smtp.capabilities import NO_CAPABILITIES, Capabilities
+from engine.smtp.command import STAGES, Kind
 from engine.smtp.stages import Stage
 from engine.testing.script import parse_script
 from engine.testing.server import play
 from tests.delivery.helpers import PATIENT, link, open_session
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from engine.net.stream import ByteStream
+    from engine.smtp.reply import Reply
+
 TIMEOUTS = Timeouts(greeting=10, command=20, quit=5)
 
 
-async def meet(script: str, *, drip: bool = False, **options) -> Capabilities | Trouble:
-    """Set up a session with a scripted server, and say QUIT."""
+class Around:
+    """What surrounds an opening: a memory, a TLS of two words, and an ear.
+
+    Attributes:
+        known: What the server is known to offer, by whether that is over TLS.
+        told: What was heard, and whether over TLS.
+        veto: Why the session is to be given up when the server greets.
+    """
+
+    def __init__(
+        self, known: Mapping[bool, Capabilities] | None = None, veto: Trouble | None = None
+    ) -> None:
+        self.known = known or {}
+        self.veto = veto
+        self.told: list[tuple[str, int, bool]] = []
+
+    async def shake_hands(self, stream: ByteStream) -> ByteStream:
+        await stream.send_all(b"client hello")
+        assert await stream.receive_some() == b"server hello"
+        return stream
+
+    def recall(self, *, has_tls: bool) -> Capabilities | None:
+        return self.known.get(has_tls)
+
+    def heard(self, kind: Kind, reply: Reply, *, has_tls: bool) -> Trouble | None:
+        self.told.append((kind.name, reply.code, has_tls))
+        return self.veto if kind is Kind.CONNECT else None
+
+
+async def meet(
+    script: str, *, drip: bool = False, around: Around | None = None, **terms
+) -> Capabilities | Trouble:
+    """Open a session with a scripted server, and say QUIT."""
     client, server = link()
-    found = None
+    loss = None
     async with trio.open_nursery() as nursery:
 
         async def serve() -> None:
@@ -28,12 +68,17 @@ async def meet(script: str, *, drip: bool = False, **options) -> Capabilities | 
 
         nursery.start_soon(serve)
         async with run_session(client, TIMEOUTS) as session:
-            found = await set_up(session, name="me.test", **options)
+            opening = Opening(session, Terms("me.test", **terms), around or Around())
+            try:
+                found = await opening.run()
+            except SessionLost as ending:
+                loss = ending
             await say_quit(session)
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    assert found is not None
-    return found.offered if isinstance(found, Opened) else found
+    if loss is not None:
+        raise loss
+    return opening.offered if found is None else found
 
 
 async def test_ehlo_brings_what_the_server_offers(drip, autojump_clock):
@@ -175,11 +220,21 @@ async def test_421_as_greeting_leaves_nothing_to_say(drip, autojump_clock):
         ),
     ],
 )
-async def test_a_session_lost_in_its_set_up_is_trouble(script, stage, cause, autojump_clock):
-    trouble = await meet(script)
+async def test_a_session_that_is_lost_says_what_it_was_waiting_for(
+    script, stage, cause, autojump_clock
+):
+    with pytest.raises(SessionLost) as caught:
+        await meet(script)
 
-    assert isinstance(trouble, Trouble)
-    assert (trouble.stage, trouble.cause) == (stage, cause)
+    assert caught.value.command is not None
+    assert (STAGES[caught.value.command.kind], caught.value.cause) == (stage, cause)
+
+
+async def test_what_ehlo_was_answered_is_told_when_helo_meets_silence(autojump_clock):
+    with pytest.raises(SessionLost) as caught:
+        await meet("S: 220 hi\nC: EHLO me.test\nS: 550 5.5.1 no\nC: HELO me.test\n! close")
+
+    assert caught.value.detail == "EHLO response was: 550 5.5.1 no"
 
 
 async def test_nothing_is_said_before_the_greeting(autojump_clock):
@@ -187,7 +242,7 @@ async def test_nothing_is_said_before_the_greeting(autojump_clock):
     async with run_session(client, TIMEOUTS) as session, trio.open_nursery() as nursery:
 
         async def talk() -> None:
-            await set_up(session, name="me.test")
+            await Opening(session, Terms("me.test"), Around()).run()
 
         nursery.start_soon(talk)
         await server.say("220-wait")

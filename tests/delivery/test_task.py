@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 from random import Random
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -10,18 +11,24 @@ from engine.engine import Engine
 from engine.net.connector import Connector
 from engine.net.errors import ConnectFailed
 from engine.outcome import Cause, Scope, Status
+from engine.routing.router import Router
 from engine.smtp.stages import Stage
 from engine.testing.dns import FakeDns
 from tests.delivery.helpers import (
+    NEXT,
     deliver,
     delivered,
     greeted,
     message,
     scripted,
+    serving,
     settings,
     told,
     transaction,
 )
+
+if TYPE_CHECKING:
+    from engine.message import Message
 
 A, B, C = "a@x.test", "b@x.test", "c@x.test"
 MX1, MX2, MX3 = "192.0.2.1", "192.0.2.2", "192.0.2.3"
@@ -271,6 +278,165 @@ async def test_hosts_without_address_and_hosts_that_refuse_us(records, status, a
 
     assert outcome.status == status
     assert (outcome.stage, outcome.cause) == (Stage.ROUTE, Cause.DNS)
+
+
+# ---- several at once -----------------------------------------------------------------------------
+
+EQUALS = {
+    "x.test": {"MX": ["10 mx.test", "20 two.test"]},
+    "mx.test": {"A": [MX1, "192.0.2.51"], "AAAA": ["2001:db8::1", "2001:db8::2"]},
+    "two.test": {"A": [MX2]},
+}
+V6 = "2001:db8::1", "2001:db8::2"
+
+
+async def test_a_host_that_does_not_answer_is_overtaken_by_its_equals(autojump_clock):
+    """RFC 8305 §5: each a quarter of a second later, and the families by turns (§4)."""
+    async with scripted({MX1: delivery(A), "192.0.2.51": delivery(A)}, is_watched=False) as hosts:
+        hosts.slow = dict.fromkeys(V6, 60.0)
+        started = trio.current_time()
+        (outcome,) = await deliver(hosts, message(A), resolver=FakeDns(EQUALS), rng=Random(3))
+
+        assert trio.current_time() - started == pytest.approx(0.25)
+    assert told([outcome]) == delivered(A)
+    first, second = hosts.made
+    assert first in V6
+    assert second not in V6
+    # It neither failed nor was it left: it was too slow for this time.
+    assert outcome.attempts == ()
+    assert outcome.peer.connection == 1
+
+
+async def test_a_host_that_fails_is_followed_by_its_equals_at_once(autojump_clock):
+    async with scripted({MX1: delivery(A)}) as hosts:
+        started = trio.current_time()
+        (outcome,) = await deliver(hosts, message(A), resolver=FakeDns(EQUALS), rng=Random(3))
+
+        assert trio.current_time() - started == 0
+    assert told([outcome]) == delivered(A)
+    assert set(hosts.made[:-1]) | {MX1} <= {*V6, MX1, "192.0.2.51"}
+    assert [tried.address for tried in outcome.attempts] == hosts.made[:-1]
+
+
+async def test_backups_do_not_race(autojump_clock):
+    async with scripted({MX2: delivery(A)}) as hosts:
+        hosts.slow = dict.fromkeys((*V6, MX1, "192.0.2.51"), 60.0)
+        started = trio.current_time()
+        (outcome,) = await deliver(hosts, message(A), resolver=FakeDns(EQUALS))
+
+        assert 60 <= trio.current_time() - started < 61
+    assert told([outcome]) == delivered(A)
+    assert hosts.made[-1] == MX2
+    assert len(outcome.attempts) == 4
+
+
+async def test_a_race_takes_no_more_connections_than_the_site_may_have(autojump_clock):
+    async with scripted({MX1: delivery(A), "192.0.2.51": delivery(A)}, is_watched=False) as hosts:
+        hosts.slow = dict.fromkeys(V6, 10.0)
+        started = trio.current_time()
+        (outcome,) = await deliver(
+            hosts,
+            message(A),
+            resolver=FakeDns(EQUALS),
+            rng=Random(3),
+            options={"max_connections": 1},
+        )
+
+        assert trio.current_time() - started >= 10
+    assert told([outcome]) == delivered(A)
+
+
+async def test_who_lost_a_race_is_still_there_for_the_next_try(autojump_clock):
+    """It is no host that was tried."""
+    zone = {"x.test": {"MX": ["10 mx.test"]}, "mx.test": {"A": [MX1], "AAAA": [V6[0]]}}
+    scripts = {MX1: "S: 421 busy", V6[0]: delivery(A)}
+    async with scripted(scripts) as hosts:
+        hosts.slow = {V6[0]: 1.0}
+        (outcome,) = await deliver(hosts, message(A), resolver=FakeDns(zone))
+
+    assert told([outcome]) == delivered(A)
+    assert hosts.made == [V6[0], MX1, V6[0]]
+    assert [tried.address for tried in outcome.attempts] == [MX1]
+
+
+async def test_a_cancelled_race_leaves_nothing(autojump_clock):
+    async with scripted({}) as hosts:
+        hosts.slow = dict.fromkeys((*V6, MX1, "192.0.2.51"), 60.0)
+        engine = Engine(settings(), router=Router(FakeDns(EQUALS)), connector=hosts)
+        async with engine:
+            await engine.submit(message(A))
+            await trio.sleep(0.4)
+            engine.cancel()
+        outcomes = [outcome async for outcome in engine.outcomes]
+
+    assert told(outcomes) == [f"{A} deferred local connect cancelled -"]
+    assert engine.statistics().connections_open == 0
+
+
+# ---- one at a time -------------------------------------------------------------------------------
+
+
+async def test_a_host_gets_one_connection_at_a_time_where_it_must(autojump_clock):
+    """Although two sites lead to it, and many messages wait."""
+    zone = {
+        "x.test": {"MX": ["10 mx.test"]},
+        "y.test": {"MX": ["10 mx.test", "20 two.test"]},
+        "mx.test": {"A": [MX1]},
+        "two.test": {"A": [MX2]},
+    }
+    async with serving(delay=1.0) as service:
+        router = Router(FakeDns(zone))
+        options = settings(serialize=True, max_messages_per_connection=2)
+        async with Engine(options, router=router, connector=service) as engine:
+            for number in range(10):
+                await engine.submit(message(f"{number}@{'xy'[number % 2]}.test"))
+        outcomes = [outcome async for outcome in engine.outcomes]
+
+    assert {outcome.status for outcome in outcomes} == {"delivered"}
+    assert len(outcomes) == 10
+    assert (service.peak, len(service.made)) == (1, 6)
+
+
+# ---- where from ----------------------------------------------------------------------------------
+
+
+async def test_a_function_may_choose_where_a_message_comes_from(autojump_clock):
+    """And no two messages share a connection that should come from different addresses."""
+
+    def choose(host: str, envelope: Message) -> list[str]:
+        assert host == MX1
+        return ["198.51.100.1" if "one" in str(envelope.reverse_path) else "198.51.100.2"]
+
+    first = OPENING
+    for recipient in (A, B):
+        to = recipient, "250 ok"
+        first += transaction(to, pipelined=True, sender="one@me.test")
+    second = OPENING + transaction((C, "250 ok"), pipelined=True, sender="two@me.test")
+    async with scripted({MX1: first + NEXT + second}) as hosts:
+        outcomes = await deliver(
+            hosts,
+            message(A, sender="one@me.test"),
+            message("c@x.test", sender="two@me.test"),
+            message(B, sender="one@me.test"),
+            options={"interface": choose},
+        )
+
+    assert told(outcomes) == delivered(A, B, "c@x.test")
+    assert [options.interface for options in hosts.options] == [
+        ("198.51.100.1",),
+        ("198.51.100.2",),
+    ]
+
+
+@pytest.mark.parametrize("answer", [["eth0"], None, [1], object()])
+async def test_a_function_that_chooses_no_address_is_our_fault(answer, autojump_clock):
+    async with scripted({}) as hosts:
+        (outcome,) = await deliver(
+            hosts, message(A), options={"interface": lambda _host, _envelope: answer}
+        )
+
+    assert told([outcome]) == [f"{A} deferred source connect config -"]
+    assert hosts.made == []
 
 
 # ---- hosts that cannot be connected to -----------------------------------------------------------

@@ -253,6 +253,8 @@ async def test_events_follow_the_connection(autojump_clock):
         "RecipientsRouted",
         "SiteOpened",
         "ConnectionOpened",
+        "Greeted",
+        "HelloAnswered",
         "SessionReady",
         "TransactionStarted",
         "RecipientSettled",

@@ -40,11 +40,30 @@ CASES = [
     ),
     (
         events.ConnectionOpened(1.5, PEER, SITE, 0.1),
-        {"event": "connection.opened", **PEER_FACTS, "site": SITE, "seconds": 0.1},
+        {
+            "event": "connection.opened",
+            **PEER_FACTS,
+            "site": SITE,
+            "seconds": 0.1,
+            "interface": None,
+            "proxy": None,
+            "fast_open": "off",
+            "round_trip": None,
+        },
     ),
     (
         events.ConnectionFailed(
-            1.5, SITE, "mx1.example.net", "192.0.2.7", 25, Stage.CONNECT, Cause.REFUSED, "refused"
+            1.5,
+            SITE,
+            "mx1.example.net",
+            "192.0.2.7",
+            25,
+            Stage.CONNECT,
+            Cause.REFUSED,
+            "refused",
+            "192.0.2.9",
+            None,
+            0.5,
         ),
         {
             "event": "connection.failed",
@@ -55,6 +74,40 @@ CASES = [
             "stage": "connect",
             "cause": "refused",
             "text": "refused",
+            "interface": "192.0.2.9",
+            "proxy": None,
+            "seconds": 0.5,
+        },
+    ),
+    (
+        events.Greeted(1.5, PEER, SITE, "220 hello"),
+        {"event": "session.greeted", **PEER_FACTS, "site": SITE, "text": "220 hello"},
+    ),
+    (
+        events.HelloAnswered(1.5, PEER, SITE, "250 hello"),
+        {"event": "session.hello", **PEER_FACTS, "site": SITE, "text": "250 hello"},
+    ),
+    (
+        events.TlsStarted(1.5, PEER, SITE, "TLSv1.3", "AES", "dane", "dane", 0.1),
+        {
+            "event": "tls.started",
+            **PEER_FACTS,
+            "site": SITE,
+            "version": "TLSv1.3",
+            "cipher": "AES",
+            "verified": "dane",
+            "policy": "dane",
+            "seconds": 0.1,
+        },
+    ),
+    (
+        events.AuthFailed(1.5, PEER, SITE, "PLAIN", "535 no"),
+        {
+            "event": "auth.failed",
+            **PEER_FACTS,
+            "site": SITE,
+            "mechanism": "PLAIN",
+            "text": "535 no",
         },
     ),
     (
@@ -78,13 +131,23 @@ CASES = [
         },
     ),
     (
-        events.HostDeferred(
-            1.5, SITE, "mx1 [192.0.2.7]:25", Stage.HELLO, Cause.TIMEOUT, "no reply in 5 s"
-        ),
+        events.RecipientDeferred(1.5, PEER, "7", "a@b.test", Stage.RCPT, Cause.REPLY, "later"),
+        {
+            "event": "recipient.deferred",
+            **PEER_FACTS,
+            "message": "7",
+            "recipient": "a@b.test",
+            "stage": "rcpt",
+            "cause": "reply",
+            "text": "later",
+        },
+    ),
+    (
+        events.HostDeferred(1.5, PEER, SITE, Stage.HELLO, Cause.TIMEOUT, "no reply in 5 s"),
         {
             "event": "host.deferred",
+            **PEER_FACTS,
             "site": SITE,
-            "peer_text": "mx1 [192.0.2.7]:25",
             "stage": "hello",
             "cause": "timeout",
             "text": "no reply in 5 s",
@@ -133,7 +196,7 @@ def test_recipient_settled_is_the_outcome_record_with_time_and_event():
 def test_every_member_of_the_union_has_a_name_of_its_own():
     members = typing.get_args(events.Event)
 
-    assert len({member.name for member in members}) == len(members) == 12
+    assert len({member.name for member in members}) == len(members) == 17
     assert {type(event) for event, _ in CASES} | {events.RecipientSettled} == set(members)
 
 

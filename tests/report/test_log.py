@@ -237,7 +237,8 @@ def test_writer_writes_a_failed_connection_as_a_warning():
 
     assert line == (
         "2026-08-23T10:11:12.345Z level=warning event=connection.failed site=mx1.test,mx2.test"
-        " host=mx1.test address=- port=- stage=connect cause=refused (it said no)\n"
+        " host=mx1.test address=- port=- stage=connect cause=refused interface=- proxy=-"
+        " seconds=0.000 (it said no)\n"
     )
 
 

@@ -14,8 +14,8 @@ from engine.route import Candidate, Route
 from engine.routing.dane import (
     MAX_RECORDS,
     TlsaFinding,
-    ask_dane,
     base_domains,
+    find_tlsa,
     judge,
     reference_names,
     usable,
@@ -285,6 +285,10 @@ ZONE = {
     "many.test": {"A": ["192.0.2.9"]},
     "_25._tcp.many.test": {"TLSA": [f"3 1 1 {number:064x}" for number in range(200)]},
 }
+
+
+async def ask_dane(dns, route, candidate, port, mode, **options):
+    return judge(await find_tlsa(dns, candidate, port, **options), route, candidate, mode)
 
 
 async def ask(domain, *, port=25, mode="try", dns=None, **options):

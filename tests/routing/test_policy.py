@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import trio
 
@@ -286,7 +288,7 @@ class TestMemory:
         assert world.sts.asked == ["signed-bare.test"]
 
     async def test_it_holds_as_long_as_the_shortest_answer(self, autojump_clock):
-        world = World(ENFORCE, ttl=60)
+        world = World(replace(ENFORCE, seconds=60), ttl=60)
         await world.demand("signed-bare.test")
         world.sts.finding = NO_STS
         await trio.sleep(59)
@@ -304,29 +306,45 @@ class TestMemory:
         assert len(world.sts.asked) == 2
 
     @pytest.mark.parametrize(
-        ("other", "options"),
+        ("domain", "options", "verdict"),
         [
-            ("plain-bare.example", {"message": MessageTls.REQUIRED}),
-            ("plain-bare.example", {"message": MessageTls.OPTIONAL}),
-            ("plain-bare.example", {"port": 465}),
-            ("plain-bare.example", {"tls": "verify"}),
-            ("plain-bare.example", {"tls_sni": "other.test"}),
-            ("plain-bare.example", {"dane": "off"}),
-            ("plain-bare.example", {"mta_sts": "off"}),
+            ("signed-dane.test", {}, DANE),
+            ("signed-dane.test", {"message": MessageTls.REQUIRED}, DANE),
+            ("signed-dane.test", {"message": MessageTls.OPTIONAL}, MAY),
+            ("signed-dane.test", {"port": 465}, None),
+            ("signed-dane.test", {"dane": "off", "mta_sts": "off"}, MAY),
+            ("signed-dane.test", {"dane": "off"}, None),
+            ("signed-bare.test", {}, None),
+            ("plain-bare.example", {"mta_sts": "off"}, MAY),
+            ("plain-bare.example", {"mta_sts": "off", "tls": "verify"}, "VERIFY required by name"),
+            ("plain-bare.example", {}, None),
         ],
     )
-    async def test_what_makes_a_difference_is_kept_apart(self, other, options):
+    async def test_what_follows_from_what_was_asked_before_is_known(self, domain, options, verdict):
         world = World()
-        await world.demand("plain-bare.example")
-        route = await world.router.route(other)
+        await world.demand("signed-dane.test")
+        route = await world.router.route(domain)
+        options = dict(options)
         message = options.pop("message", MessageTls.BY_POLICY)
         port = options.pop("port", 25)
 
         known = world.policies.known(
-            other, route, route.candidates[0], port, Settings(**options), message
+            domain, route, route.candidates[0], port, Settings(**options), message
         )
 
-        assert known is None
+        assert (known and shown(known)) == verdict
+
+    async def test_what_is_known_is_kept_no_longer_than_what_it_follows_from(self, autojump_clock):
+        world = World(replace(ENFORCE, seconds=1000), ttl=60)
+        await world.demand("signed-bare.test")
+        route = await world.router.route("signed-bare.test")
+        await trio.sleep(50)
+        place = "signed-bare.test", route, route.candidates[0], 25
+        known = world.policies.known(*place, Settings(tls="require"))
+        assert known is not None
+        await trio.sleep(11)
+
+        assert world.policies.known(*place, Settings(tls="require")) is None
 
     async def test_when_a_host_becomes_secure_it_is_judged_anew(self):
         world = World()

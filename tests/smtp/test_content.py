@@ -13,6 +13,7 @@ from engine.smtp.content import (
     Normaliser,
     Scanner,
     normalise,
+    prepare_binary,
     scan,
     stuff,
 )
@@ -132,6 +133,9 @@ def test_normalised_content_has_no_line_end_but_crlf_and_stays_as_it_is(octets):
         (b"\r\n\xc3\xa9\r\n", ContentFacts(6, True, 2, False)),
         (b"\xc3\xa9\r\n", ContentFacts(4, True, 2, True)),
         (b"a\r\nb\r\n\r\n\xff\r\n\r\nc\r\n", ContentFacts(16, True, 1, False)),
+        (b"TLS-Required: No\r\n\r\n", ContentFacts(20, False, 16, False, True)),
+        (b"a: \xff\r\ntls-required:\r\n no\r\n", ContentFacts(26, True, 13, True, True)),
+        (b"\r\nTLS-Required: No\r\n", ContentFacts(20, False, 16, False)),
     ],
 )
 def test_facts_count_octets_lines_and_look_for_utf8_where_it_matters(octets, facts):
@@ -141,11 +145,20 @@ def test_facts_count_octets_lines_and_look_for_utf8_where_it_matters(octets, fac
 @given(CLEAN, CUTS)
 @example(b"a\r\n\r\n\xc3\r\n", [3, 4])
 @example(b"\r\n\xc3\r\n", [1])
+@example(b"a: b\r\nTLS-Required: No\r\n\r\nb\r\n", [9, 12, 26])
+@example(b"a: b\r\n\r\nTLS-Required: No\r\n", [7])
 def test_scanning_in_pieces_equals_scanning_whole(octets, cuts):
     scanner = Scanner()
     for piece in cut(octets, cuts):
         scanner.feed(piece)
     assert scanner.facts() == scan(octets)
+
+
+@pytest.mark.parametrize("before", [100, 200_000])
+def test_the_wish_to_do_without_tls_is_found_in_large_contents_too(before):
+    field, body = b"TLS-Required: No\r\n", b"x" * 98 + b"\r\n"
+    assert scan(field + b"\r\n" + body * before).is_tls_optional
+    assert not scan(b"\r\n" + body * before + field).is_tls_optional
 
 
 @given(CLEAN)
@@ -221,3 +234,35 @@ def test_stuffing_octet_by_octet_equals_stuffing_whole(octets):
 def test_a_piece_without_leading_dots_is_not_copied():
     chunk = b"a.b\r\nc\r\n"
     assert DotStuffer().feed(chunk) is chunk
+
+
+# --- binary
+
+
+@pytest.mark.parametrize(
+    ("octets", "is_binary"),
+    [
+        (b"", False),
+        (b"a: b\r\n\r\nc\r\n", False),
+        (b"a: b\r\n\r\n\xc3\xa9\r\n", False),
+        (b"a: b\r\n\r\nno end", True),
+        (b"a: b\r\n\r\n\0\r\n", True),
+        (b"a: b\r\n\r\nx\ry\r\n", True),
+        (b"a: b\r\n\r\nx\ny\r\n", True),
+    ],
+)
+def test_what_is_not_made_of_lines_is_binary_and_stays_as_it_is(octets, is_binary):
+    prepared, facts = prepare_binary(octets)
+
+    assert prepared is octets
+    assert facts.is_binary is is_binary
+    assert facts.is_8bit is (is_binary or not octets.isascii())
+    assert facts.octets == len(octets)
+
+
+@pytest.mark.parametrize(
+    "header", [b"a: b\n\r\n\r\n", b"a: \0\r\n\r\n", b"a:\rb\r\n\r\n", b"a: b\n"]
+)
+def test_a_header_section_is_made_of_lines_whatever_follows(header):
+    with pytest.raises(ContentError):
+        prepare_binary(header + b"x")

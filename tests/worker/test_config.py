@@ -71,7 +71,7 @@ def test_without_a_file_everything_is_default():
     assert (config.table.rules, config.routes, config.name_servers) == ((), (), ())
     assert config.dns_timeout == 5.0
     assert config.sources["defaults.port"] == "default"
-    assert len(config.sources) == len(Settings.model_fields) + 4
+    assert len(config.sources) == len(Settings.model_fields) + 5
     assert set(config.sources.values()) == {"default"}
 
 
@@ -284,11 +284,15 @@ def test_bad_toml_does_not_hide_a_bad_option(write: Write):
         ),
         (
             '[[paths]]\nmatch = "*"\n[dns]\n\n"x[y.z" = 1\n',
-            ('engine.toml:5: dns."x[y.z": found an unknown name; allowed one of servers, timeout'),
+            (
+                'engine.toml:5: dns."x[y.z": found an unknown name; allowed one of servers, timeout, trusted'
+            ),
         ),
         (
             '\ndns = { "x[y.z" = 1 }\n',
-            ('engine.toml:2: dns."x[y.z": found an unknown name; allowed one of servers, timeout'),
+            (
+                'engine.toml:2: dns."x[y.z": found an unknown name; allowed one of servers, timeout, trusted'
+            ),
         ),
         (
             "[defaults]\nzzz = 1\n",
@@ -365,12 +369,39 @@ def test_unknown_and_misplaced_names_are_refused(write: Write, text: str, expect
             ),
         ),
         (
-            "[defaults]\nearly_pipelining = true\n",
-            "engine.toml:2: defaults.early_pipelining: found true, not available yet; allowed false",
+            '[defaults]\ntls = "off"\ndane = "require"\n',
+            (
+                'engine.toml:3: defaults.dane: found "require" with tls = "off"; '
+                'allowed "try", "off", or tls on'
+            ),
         ),
         (
-            '[[paths]]\nmatch = "*"\ntls = "verify"\n',
-            'engine.toml:3: paths[0].tls: found "verify", not available yet; allowed "off"',
+            '[defaults]\ndane = "require"\n[[paths]]\nmatch = "*"\ntls = "off"\n',
+            (
+                'engine.toml:2: defaults.dane: found "require" with tls = "off"; '
+                'allowed "try", "off", or tls on'
+            ),
+        ),
+        (
+            '[defaults]\nport = 25\n[[paths]]\nmatch = "*"\ntls_private_key = "key.pem"\n',
+            (
+                "engine.toml:5: paths[0].tls_private_key: found a key without tls_certificate; "
+                "allowed both, or neither"
+            ),
+        ),
+        (
+            '[defaults]\ntls_ca_file = "/none/ca.pem"\n',
+            (
+                'engine.toml:2: defaults.tls_ca_file: found "/none/ca.pem", which cannot be read: '
+                "No such file or directory; allowed a PEM file with trusted certificates"
+            ),
+        ),
+        (
+            '[defaults]\ntls_ciphers = "nonsense"\n',
+            (
+                'engine.toml:2: defaults.tls_ciphers: found "nonsense", which selects no cipher; '
+                "allowed a list of ciphers for TLS 1.2, as `openssl ciphers` takes it"
+            ),
         ),
         (
             '[defaults]\nproxy = "socks5://u:s3cret@h:x"\n',
@@ -434,7 +465,7 @@ hosts = 5
 [dns]
 timeout = 0
 [defaults]
-quit_pipelining = true
+quit_pipelining = 5
 port = 0
 [nonsense]
 [[paths]]
@@ -445,7 +476,7 @@ keepalive = "yes"
     assert problems(path, ["nope", "port=0"]) == [
         f"engine.toml:3: routes[0].hosts: found 5; allowed {HOST_FORMS}",
         f"engine.toml:5: dns.timeout: found 0; allowed {DURATION_ALLOWED}",
-        "engine.toml:7: defaults.quit_pipelining: found true, not available yet; allowed false",
+        "engine.toml:7: defaults.quit_pipelining: found 5; allowed true or false",
         (
             "engine.toml:8: defaults.port: found 0; "
             "allowed a number from 1 to 65535 or the name of a TCP service"
@@ -496,8 +527,11 @@ def test_set_wins_over_the_file_and_the_last_wins(write: Write):
         ("=5", '--set: found no "KEY="; allowed KEY=VALUE'),
         ("keepalive=yes", '--set keepalive=yes: found "yes"; allowed true or false'),
         (
-            "quit_pipelining=true",
-            "--set quit_pipelining=true: found true, not available yet; allowed false",
+            "tls_ca_file=/none/ca.pem",
+            (
+                '--set tls_ca_file: found "/none/ca.pem", which cannot be read: No such file or '
+                "directory; allowed a PEM file with trusted certificates"
+            ),
         ),
         (
             "port=nonexistent",

@@ -31,6 +31,7 @@ def manners(draw):
         extensions.append("PIPELINING")
     extensions += draw(st.sampled_from([["CHUNKING"], ["CHUNKING"], []]))
     extensions += draw(st.sampled_from([[], [], ["PRDR"]]))
+    extensions += draw(st.sampled_from([[], [], ["PIPECONNECT"]]))  # takes all in a stream
     extensions += draw(st.sampled_from([[], [], [], *[[limit] for limit in LIMITS]]))
     return draw(
         st.builds(

@@ -304,7 +304,8 @@ def permitted(history: History, each: Message, who: str) -> Judgement:
     if DEFERRED in last.statuses:
         for judgement in earlier:
             last |= Judgement(frozenset(), judgement.replies)
-        last |= _judge_setup(history, each, is_asked=True)
+        is_asked = any(trip.visit.has_session for trip in trips)
+        last |= _judge_setup(history, each, is_asked=is_asked)
     if history.scenario.mails[int(each.id) - 1].kind == "failing" and not trips[-1].is_whole:
         last |= Judgement(frozenset({DEFERRED}))  # that may have come first
     if history.house.is_cancelled and last.statuses != {DELIVERED}:

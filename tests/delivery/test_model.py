@@ -59,6 +59,7 @@ OPTIONS = st.fixed_dictionaries(
     optional={
         "one_flight_octets": st.sampled_from([0, 100]),
         "max_messages_per_connection": st.sampled_from([1, 2, 3]),
+        "early_pipelining": st.just(True),
         "max_recipients_per_transaction": st.sampled_from([1, 2]),
     },
 )

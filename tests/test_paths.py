@@ -85,7 +85,7 @@ def test_ipv6_networks_match():
 )
 def test_a_unix_socket_is_a_host_that_can_be_named(match: str, applies: bool):
     host = "unix:/run/Dovecot/lmtp"
-    found = rules(match).matching(domain="d.example", site=host, host=host, address=host)
+    found = rules(match).matching(domain="d.example", site=host, host=host)
     assert found == ((0,) if applies else ())
 
 

@@ -136,6 +136,9 @@ class Carrier:
         self._octets = 0  # of contents in flight
         self._octets_said = 0  # of contents handed out, as they go on the wire
         self._has_said_quit = False
+        self._journal = host.journal
+        self._ends: list[_Flight] = []  # whose contents end in the window
+        self._is_stuck = False  # nothing may be sent to its end any more
 
     async def run(self) -> None:
         """Deliver what the source gives, until there is no more or the connection is of no use.
@@ -149,12 +152,17 @@ class Carrier:
             if self._may_begin:
                 await self._fill()
             if self._window:
+                if self._ends:
+                    await self._note_ends()
                 window, self._window = self._window, []
                 await session.send(*window)
                 if self._has_said_quit:
                     # Some servers hold their replies back until they see the end (Exim: 200 ms).
                     await session.half_close()
             if not flying:
+                if self._is_stuck:
+                    session.abandon()  # a content may be unfinished
+                    break
                 if self._todo or not self._may_go_on or not await self._wait_for_work():
                     break
                 continue
@@ -174,6 +182,8 @@ class Carrier:
         """Send hello and the first envelope together, and see whether they went together."""
         host, session = self._host, self._session
         await self._fill(most=1)
+        if self._ends:
+            await self._note_ends()
         window, self._window = self._window, []
         await session.send(*host.first_words, *window)
         verdict = await host.confirm()
@@ -224,7 +234,7 @@ class Carrier:
     @property
     def _may_go_on(self) -> bool:
         host = self._host
-        if self._has_said_quit:
+        if self._has_said_quit or self._is_stuck:
             return False
         if not host.transactions:
             # Also over a connection that is gone: who came with it is owed a verdict.
@@ -239,6 +249,7 @@ class Carrier:
         return (
             len(flying) < host.depth.limit
             and not self._has_said_quit
+            and not self._is_stuck
             and flying[-1].is_sent
             and not flying[-1].is_alone
             and self._octets < MOST_OCTETS
@@ -365,6 +376,8 @@ class Carrier:
         if last.kind in ENDS_OF_CONTENT:
             self._contents += 1
             flight.content = self._contents
+            if self._journal is not None:
+                self._ends.append(flight)
             flight.octets_before = self._octets_said
             self._hand_out(flight, last)
             if self._may_say_quit:
@@ -401,6 +414,11 @@ class Carrier:
                 async for piece in pieces:
                     if session.has_answers or not session.is_usable:
                         break  # refused or lost midway: the reply, or its absence, tells
+                    if piece.is_last and self._journal is not None:
+                        self._ends.append(flight)
+                        if not await self._note_ends():
+                            session.abandon()
+                            return
                     if piece.is_last:
                         self._contents += 1
                         flight.content = self._contents
@@ -415,6 +433,36 @@ class Carrier:
             session.abandon()
             flight.give_up(_unreadable(error))
             self._land(self._flying.popleft())
+
+    async def _note_ends(self) -> bool:
+        """Have the journal write down which contents end here; return whether they may.
+
+        What was written down before may have been delivered, should we die; all else was not.
+        """
+        ends, self._ends = self._ends, []
+        assert self._journal is not None
+        contents = [end for flight in ends if (end := _end_of(flight))[1]]
+        try:
+            if contents:
+                await self._journal(contents)
+        except Exception as error:  # noqa: BLE001 - the bulkhead: trouble of ours costs no mail
+            self._get_stuck(ends[0], error)
+        return not self._is_stuck
+
+    def _get_stuck(self, first: _Flight, error: Exception) -> None:
+        """Send nothing of a window, nor anything else; what went out before is heard out."""
+        self._is_stuck = True
+        self._window.clear()
+        text = f"it could not be noted that the content goes out: {error}"
+        verdict = ours(Status.DEFERRED, Cause.IO, Stage.CONTENT, text)
+        dropped: list[_Flight] = []
+        while not dropped or dropped[-1] is not first:
+            dropped.append(self._flying.pop())
+        for flight in reversed(dropped):
+            flight.give_up(verdict)
+            self._land(flight)
+        for job in self._todo:
+            job.attempt.setback = verdict
 
     # -- hearing ----------------------------------------------------------------------------
 
@@ -598,6 +646,16 @@ class Carrier:
                 flight.give_up(verdict)
                 self._host.report(attempt, group, flight.verdicts, flight.number, flight.started)
         self._flying.clear()
+
+
+def _end_of(flight: _Flight) -> tuple[str, list[str]]:
+    """Return what the journal is told: a message's id, and who may get it by this content."""
+    attempt, group, _ = flight.job
+    return attempt.message.id, [
+        attempt.recipients[place].address
+        for place, verdict in zip(group, flight.verdicts, strict=True)
+        if verdict is None
+    ]
 
 
 def _domain_of(job: _Job) -> str:

@@ -86,6 +86,7 @@ class HostSession:
         has_prdr: Whether a reply for each recipient may be asked for after the content.
         recorder: Counts.
         events: Where events are published.
+        journal: Told which contents are about to go out to their end.
         now: The time, by Trio's clock.
         did_last_succeed: Whether the last transaction delivered to anybody.
     """
@@ -119,6 +120,7 @@ class HostSession:
         self.did_last_succeed = False
         self.recorder = shared.recorder
         self.events = shared.events
+        self.journal = shared.journal
         self.now = trio.lowlevel.current_clock().current_time
         self._path = path
         self._shared = shared
@@ -466,13 +468,14 @@ class HostSession:
     def may_pipeline_quit(self) -> bool:
         """Whether QUIT may follow the last content at once.
 
-        Only to servers that are known by name: others may take the half-closed connection for a
-        lost one, accept the message and keep the reply to themselves (Haraka 3.3).
+        Unless the settings insist, only to servers that are known by name: others may take the
+        half-closed connection for a lost one, accept the message and keep the reply to themselves
+        (Haraka 3.3).
         """
+        wanted = self.settings.quit_pipelining
         return (
-            self._takes_quit_behind
+            (self._takes_quit_behind if wanted == "auto" else wanted)
             and self.manner.pipelining
-            and self.settings.quit_pipelining
             and not self.has_tls
             and not self.first_words
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from engine import errors as errors
+    from engine.content import from_binary as from_binary
     from engine.content import from_file as from_file
     from engine.content import from_octets as from_octets
     from engine.content import from_text as from_text
@@ -50,6 +51,7 @@ _HOMES: Final = {
     "SettingsTable": "engine.paths",
     "PathRule": "engine.paths",
     "open_session": "engine.single",
+    "from_binary": "engine.content",
     "from_octets": "engine.content",
     "from_text": "engine.content",
     "from_file": "engine.content",

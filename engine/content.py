@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from engine.smtp.content import ContentFacts, Normaliser, Scanner, prepare
+from engine.smtp.content import ContentFacts, Normaliser, Scanner, prepare, prepare_binary
 from engine.smtp.errors import ContentError
 
 if TYPE_CHECKING:
@@ -129,6 +129,18 @@ def from_octets(data: bytes) -> MemoryContent:
         ContentError: A NUL or a bare CR; the text names the line.
     """
     return MemoryContent(*prepare(data))
+
+
+def from_binary(data: bytes) -> MemoryContent:
+    """Make a content of octets that stay as they are, whatever they hold.
+
+    What is not made of lines goes as BINARYMIME (RFC 3030 §3) to hosts that offer it; for others its
+    parts are encoded, where that can be.
+
+    Raises:
+        ContentError: The header section is not made of lines that end in CRLF.
+    """
+    return MemoryContent(*prepare_binary(data))
 
 
 def from_text(text: str) -> MemoryContent:

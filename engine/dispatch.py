@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from engine.delivery.lane import Lane
     from engine.delivery.shared import Shared
     from engine.message import Message, Recipient
+    from engine.outcome import Outcome
     from engine.routing.policy import Policies
     from engine.routing.router import Router
     from engine.settings import Settings
@@ -50,6 +51,8 @@ class _Parcel:
         submitted_at: When it was submitted, by Trio's clock.
         routes: What is known of its domains.
         stances: What they ask for on the way; of all that can be routed.
+        settle: Takes the outcomes in place of whoever reads the engine's.
+        is_callout: Whether recipients are only asked about, and no content is sent.
         unknown: The domains whose route is being looked for.
     """
 
@@ -58,6 +61,8 @@ class _Parcel:
     submitted_at: float
     routes: dict[str, Route | Unroutable] = field(default_factory=dict)
     stances: dict[str, Stance] = field(default_factory=dict)
+    settle: Callable[[Outcome], None] | None = None
+    is_callout: bool = False
     unknown: set[str] = field(default_factory=set)
 
 
@@ -134,6 +139,28 @@ class Dispatcher:
                     attempt.lane = pool.lane(asked, way.stance, way.lane.domain)
                 pool.put(attempt)
                 return
+        self._dispatch_slowly(message, now)
+
+    def dispatch_apart(
+        self, message: Message, settle: Callable[[Outcome], None], *, is_callout: bool = False
+    ) -> None:
+        """Hand a message to its pools that is nobody's but whoever asks.
+
+        Args:
+            message: It.
+            settle: Takes each recipient's outcome; must not wait.
+            is_callout: Whether recipients are only asked about, and no content is sent.
+        """
+        self._dispatch_slowly(message, self._now(), settle, is_callout=is_callout)
+
+    def _dispatch_slowly(
+        self,
+        message: Message,
+        now: float,
+        settle: Callable[[Outcome], None] | None = None,
+        *,
+        is_callout: bool = False,
+    ) -> None:
         by_domain: dict[str, list[Recipient]] = {}
         for recipient in message.recipients:
             domain = recipient.mailbox.routing_domain
@@ -141,7 +168,7 @@ class Dispatcher:
                 by_domain[domain].append(recipient)
             else:
                 by_domain[domain] = [recipient]
-        parcel = _Parcel(message, by_domain, now)
+        parcel = _Parcel(message, by_domain, now, settle=settle, is_callout=is_callout)
         for domain in by_domain:
             way = self._ways.get(domain)
             known = self._router.known(domain, self._family_for(domain))
@@ -219,7 +246,8 @@ class Dispatcher:
         if found is None:
             # This part ends here; what else the message has goes its own way.
             recipients = parcel.by_domain.pop(domain)
-            self._attempt(parcel, recipients, self._shared.settle).end(verdict, trio.current_time())
+            attempt = self._attempt(parcel, recipients, self._shared.settle)
+            attempt.end(verdict, trio.current_time())
         else:
             parcel.routes[domain], parcel.stances[domain] = found, stance
         if not parcel.unknown:
@@ -254,13 +282,16 @@ class Dispatcher:
         settle: Callable[..., None],
         route_seconds: float = 0.0,
     ) -> Attempt:
-        return Attempt(
+        attempt = Attempt(
             parcel.message,
             recipients,
-            settle,
+            parcel.settle or settle,
             parcel.submitted_at,
             route_seconds,
         )
+        if parcel.is_callout:
+            attempt.is_callout = True
+        return attempt
 
     def _settings_for(self, domain: str, site: str) -> Settings:
         table = self._shared.table

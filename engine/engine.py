@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import trio
 
+from engine.callout import Callout
 from engine.delivery.shared import Shared
 from engine.dispatch import Dispatcher
 from engine.errors import ConfigError
@@ -37,17 +38,20 @@ from engine.routing.sts_store import StsPolicies
 from engine.routing.table import RouteTable
 from engine.settings import Settings
 from engine.tls_files import names_files, refuse_bad_files
+from engine.tls_reports import TlsReports
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
+    from engine.callout import Verification
     from engine.hints import Hints
     from engine.message import Message
     from engine.net.connector import ConnectorLike
     from engine.outcome import Outcome, Peer
     from engine.report.statistics import Statistics
+    from engine.report.tlsrpt_form import Reporter
     from engine.routing.resolver import Resolver
 
 #: Recipients inside the engine, from submit to the reading of their outcomes.  With messages of
@@ -94,6 +98,8 @@ class Engine:
         transcripts: bool = False,
         veto: Callable[[Peer, str], str | None] | None = None,
         veto_greeting: Callable[[Peer, str], str | None] | None = None,
+        tls_reporter: Reporter | None = None,
+        sign: Callable[[bytes], Awaitable[bytes]] | None = None,
         grace: float = DEFAULT_GRACE,
         clock: Callable[[], float] = time.time,
         rng: Random | None = None,
@@ -124,6 +130,9 @@ class Engine:
                 not to connect, or `None`.  A vetoed host is deferred with cause `event`, and the
                 next one is tried.  It must not wait, and runs for every connection.
             veto_greeting: The same, asked when a host has greeted, with the peer and the greeting.
+            tls_reporter: Who tells receivers each day how TLS with them went (RFC 8460 §5), by mail
+                through this engine or over HTTPS; `None`: nobody.
+            sign: Returns those reports with a DKIM signature, which RFC 8460 §3 asks for.
             grace: Seconds a cancelled engine waits for replies to contents that have left.
             clock: Wall clock, seconds since the epoch.
             rng: Shuffles hosts of equal preference, and chooses among equal proxies.
@@ -152,6 +161,11 @@ class Engine:
         made_router = router or make_router(routes, resolver, own_addresses, own_names)
         self._sts = StsPolicies(resolver, hints, StsFetcher(dial_by(resolver)), clock=clock)
         policies = Policies(resolver, self._sts)
+        self._reports = None
+        if tls_reporter is not None:
+            self._reports = TlsReports(
+                tls_reporter, resolver, hints, self._send_apart, sign=sign, clock=clock, rng=rng
+            )
         self._shared = Shared(
             connector=connector or Connector(hints=hints, rng=rng),
             table=table,
@@ -166,6 +180,7 @@ class Engine:
             hints=hints,
             policies=policies,
             tls=TlsClient(),
+            tls_counters=self._reports.counters if self._reports is not None else None,
             veto=veto,
             veto_greeting=veto_greeting,
         )
@@ -203,6 +218,8 @@ class Engine:
                 self._nursery = nursery
                 self._dispatcher.run_in(nursery)
                 nursery.start_soon(self._sts.run, name="MTA-STS policies")
+                if self._reports is not None:
+                    nursery.start_soon(self._reports.run, name="TLS reports")
                 try:
                     yield
                     await self.drain()
@@ -278,6 +295,63 @@ class Engine:
         self._dispatcher.dispatch(message)
         return message.id
 
+    async def verify(
+        self,
+        addresses: Sequence[str],
+        *,
+        sender: str = "",
+        catch_all: bool = False,
+        fresh: bool = False,
+    ) -> list[Verification]:
+        """Ask whether addresses would be taken, without sending anything.
+
+        Hosts are walked and connections shared as for mail; MAIL and RCPT are said, and no content.
+        What was answered is believed for a while, by the hints: an acceptance for a day, a refusal
+        for two hours.  Cancelled, the questions that are under way are asked to their end.
+
+        Args:
+            addresses: Forward-paths; some hosts do not like many at a time.
+            sender: The reverse-path to ask with; empty is the null path.
+            catch_all: Whether hosts are also asked about an address that cannot exist: who would
+                take that says nothing about the others.
+            fresh: Whether hosts are asked whatever was answered before.
+
+        Returns:
+            What is known of each address, in their order.
+
+        Raises:
+            AddressSyntaxError: One of them is no mailbox; nothing was asked.
+            EngineClosedError: The engine is draining or closed.
+        """
+        callout = Callout(
+            addresses, self._shared.hints, sender=sender, catch_all=catch_all, fresh=fresh
+        )
+        if callout.message is not None:
+            await self._send_apart(callout.message, callout.hear, is_callout=True)
+        return callout.verifications()
+
+    async def _send_apart(
+        self, message: Message, hear: Callable[[Outcome], None], *, is_callout: bool = False
+    ) -> None:
+        """Send what is not the user's, and wait until every recipient has an outcome."""
+        count = left = len(message.recipients)
+        is_over = trio.Event()
+
+        def settle(outcome: Outcome) -> None:
+            nonlocal left
+            hear(outcome)
+            self._seats.give_back()
+            self._settled_one()
+            left -= 1
+            if not left:
+                is_over.set()
+
+        if not self._seats.take_nowait(count):
+            await self._seats.take(count)
+        self._unsettled += count
+        self._dispatcher.dispatch_apart(message, settle, is_callout=is_callout)
+        await is_over.wait()
+
     def statistics(self) -> Statistics:
         """Return the numbers of this moment."""
         return self._recorder.snapshot(
@@ -292,6 +366,9 @@ class Engine:
         if RecipientSettled in self.events.wanted:
             self.events.publish(RecipientSettled(self._clock(), outcome))
         self.outcomes.put(outcome)
+        self._settled_one()
+
+    def _settled_one(self) -> None:
         self._unsettled -= 1
         if self._unsettled == 0 and self._is_draining:
             self._wake()

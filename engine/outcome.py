@@ -26,6 +26,8 @@ class Status(StrEnum):
     FAILED = "failed"
     #: The content was sent in full and no reply to it came: it may or may not have been accepted.
     UNKNOWN = "unknown"
+    #: No content was to be sent: the recipient was asked about, and the peer would take mail for it.
+    ACCEPTED = "accepted"
 
 
 class Scope(StrEnum):

@@ -126,7 +126,8 @@ class Settings(BaseModel):
     chunking: Flag = True
     #: A reply for each recipient after the content, where PRDR is offered.  Exim: on.
     prdr: Flag = True
-    #: QUIT behind the last content, without waiting for its reply.  Exim: on.
+    #: QUIT behind the last content, without waiting for its reply, where the server is known to take
+    #: it.  Exim: on, anywhere.
     quit_pipelining: Flag = True
     #: Mail transactions in flight on one connection; 1 is lockstep, as in Exim.  `auto`: more
     #: where the server is known to take it.

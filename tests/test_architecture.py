@@ -74,19 +74,23 @@ FLOOR_PLAN = {
 #: Of the worker, the demonstration alone may use the fakes that are made for tests.
 USES_FAKES = {"engine.worker.demo"}
 #: What stands in `engine/` itself and is no value.
-ROOM_OF = dict.fromkeys(("__init__", "dispatch", "engine", "single", "tls_files"), "engine")
+ROOM_OF = dict.fromkeys(
+    ("__init__", "callout", "dispatch", "engine", "single", "tls_files", "tls_reports"), "engine"
+)
 ROOM_OF["__main__"] = "worker"
 
 IO_MODULES = {"trio", "socket", "ssl", "select", "selectors", "threading", "sqlite3", "subprocess"}
-IO_MODULES |= {"os", "time", "random", "secrets"}
+IO_MODULES |= {"os", "time", "random", "secrets", "apsw"}
 RUNTIME_DEPENDENCIES = {"trio", "idna", "dns", "cryptography", "httpcore2"}
-RUNTIME_DEPENDENCIES |= {"pydantic", "pydantic_core", "click", "rich", "scramp"}
+RUNTIME_DEPENDENCIES |= {"pydantic", "pydantic_core", "click", "rich", "scramp", "apsw"}
 
 #: Modules without decisions of their own: what they hold is tested where it is used.
 UNMIRRORED = {"__init__", "__main__"}
 UNMIRRORED_MODULES = {
     "engine.errors",
     "engine.hints",
+    "engine.queue.errors",
+    "engine.queue.store",
     "engine.route",
     "engine.security",
     "engine.smtp.errors",

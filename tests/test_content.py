@@ -8,7 +8,14 @@ import pytest
 import trio
 
 import engine.content
-from engine.content import FileContent, MemoryContent, from_file, from_octets, from_text
+from engine.content import (
+    FileContent,
+    MemoryContent,
+    from_binary,
+    from_file,
+    from_octets,
+    from_text,
+)
 from engine.smtp.content import scan
 from engine.smtp.errors import ContentError
 
@@ -47,6 +54,12 @@ def test_octets_are_normalised_and_scanned():
     content = from_octets(b"a: b\n\n\xc3\xa9")
     assert content.octets == b"a: b\r\n\r\n\xc3\xa9\r\n"
     assert content.facts == scan(content.octets)
+
+
+def test_binary_octets_stay_as_they_are():
+    content = from_binary(b"a: b\r\n\r\n\0\n\xff")
+    assert content.octets == b"a: b\r\n\r\n\0\n\xff"
+    assert content.facts.is_binary
 
 
 def test_clean_octets_are_not_copied():

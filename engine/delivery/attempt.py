@@ -60,6 +60,7 @@ class Attempt:
         walk: Where it stands among the hosts; made when it first needs a connection of its own.
         lane: What TLS it may and must go over; attempts of one lane share connections.
         lockstep: A host got confused by pipelining; it is asked again one command at a time.
+        is_callout: Recipients are only asked about; no content is sent.
         in_turn: A host is not to be spoken to before it greets: that went wrong.
         in_clear: A host is to be spoken to without TLS: that went wrong.
         redo: A candidate to ask again on a new connection, before the walk goes on; costs nothing.
@@ -74,6 +75,7 @@ class Attempt:
     # What few attempts ever have differently stands in the class: making one is on every message's path.
     walk: Walk | None = None
     lane: Lane = ANY_LANE
+    is_callout = False
     lockstep = False
     in_turn = False
     in_clear = False

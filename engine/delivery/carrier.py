@@ -16,7 +16,7 @@ import trio
 from engine.content import MemoryContent
 from engine.delivery.envelope import build, not_convertible, refuse
 from engine.delivery.session import SessionLost
-from engine.delivery.streaming import MOST, MOST_OCTETS
+from engine.delivery.streaming import FEW_RECIPIENTS, MOST, MOST_OCTETS
 from engine.delivery.transaction import Due, Transaction
 from engine.delivery.verdict import ours
 from engine.outcome import Cause, Scope, Status
@@ -190,7 +190,7 @@ class Carrier:
         recipients = [attempt.recipients[place] for place in group]
         return (
             not (host.demand.level > TlsLevel.OFF and offered.starttls and not host.has_tls)
-            and (offered.eight_bit_mime or not facts.is_8bit)
+            and (not facts.is_8bit or host.takes(facts))
             and not 0 < host.most_recipients < len(group)
             and (host.has_prdr or not flight.prdr)
             and refuse(message, recipients, facts, host.dialect, host.peer) is None
@@ -245,7 +245,10 @@ class Carrier:
                 if attempt is None:
                     return
                 await self._unpack(attempt)
-            if todo[0].attempt.message.require_tls and (flying or host.first_words):
+            if flying and not host.takes_streams and len(todo[0].group) > FEW_RECIPIENTS:
+                return  # more than a server must have room for that may not take it at all
+            first = todo[0].attempt
+            if (first.message.require_tls or first.is_callout) and (flying or host.first_words):
                 return  # REQUIRETLS mail travels alone, and only where it is known to be taken
             if not flying and host.transactions and not await host.make_ready():
                 # A refused RSET gives the connection up, not the message.
@@ -269,7 +272,7 @@ class Carrier:
         host, message = self._host, attempt.message
         content = message.content
         problem = None
-        if content.facts.is_8bit and not host.offered.eight_bit_mime:
+        if content.facts.is_8bit and not host.takes(content.facts):
             try:
                 content = await _in_seven_bit(content)
             except NotConvertibleError as error:
@@ -313,9 +316,14 @@ class Carrier:
         recipients: Sequence[Recipient] = attempt.recipients
         if len(group) < len(recipients):
             recipients = [recipients[place] for place in group]
-        prdr = host.has_prdr and len(group) > 1
-        envelope = build(message, recipients, content.facts, host.dialect, prdr=prdr)
-        flight = _Flight(envelope, content, host.peer, host.manner, prdr=prdr)
+        is_callout, dialect = attempt.is_callout, host.dialect
+        if is_callout:
+            dialect = dialect._replace(size_addition=-1)  # no size of nothing
+        prdr = host.has_prdr and len(group) > 1 and not is_callout
+        envelope = build(message, recipients, content.facts, dialect, prdr=prdr)
+        flight = _Flight(
+            envelope, content, host.peer, host.manner, prdr=prdr, is_callout=is_callout
+        )
         host.transactions = number = host.transactions + 1
         host.recorder.transactions += 1
         if events.TransactionStarted in host.events.wanted:
@@ -323,7 +331,7 @@ class Carrier:
         flight.job, flight.number = job, number
         flight.started, flight.octets_before = host.now(), self._session.content_octets
         self._octets += content.facts.octets
-        if message.require_tls:
+        if message.require_tls or is_callout:
             flight.is_alone = True
         if prdr:
             flight.prdr = True
@@ -331,10 +339,10 @@ class Carrier:
         flying = self._flying
         if flying:
             flight.is_behind = True
-            before = flying[-1].job.attempt.message.reverse_path
-            if message.reverse_path != before and host.manner.chunking:
-                # Should nobody of the one before be accepted, no content ends it; a server that
-                # holds it for still open would deliver this one under the other's reverse-path.
+            if not flying[-1].is_accepted:
+                # Should nobody of the one before be accepted, no content ends it: MAIL would be
+                # nested, which servers count as an error (Exim hangs up at the fourth), and a
+                # server that goes on would deliver this one under the other's reverse-path.
                 flight.is_reset = True
                 self._window.append(RSET)
         flying.append(flight)
@@ -428,10 +436,10 @@ class Carrier:
         if host.did_last_succeed:
             if flight.is_behind:
                 host.note_stream()
-            else:
+            elif not attempt.is_callout:
                 host.depth.delivered()
-        elif flight.leaves_open and self._flying:
-            self._flying[0].is_nested = True
+        elif self._flying and not flight.is_accepted:
+            host.refusals += 1
         if not attempt.jobs:
             self._source.done(attempt)
 
@@ -578,11 +586,12 @@ async def _in_seven_bit(content: Content) -> Content:
             raise NotConvertibleError(f"more than {_MOST_CONVERTED} octets")
         async with aclosing(content.chunks()) as chunks:
             octets = b"".join([chunk async for chunk in chunks])
+    is_binary = content.facts.is_binary
     if len(octets) <= _QUICK_OCTETS:
-        return _convert(octets)
-    return await trio.to_thread.run_sync(_convert, octets)
+        return _convert(octets, is_binary)
+    return await trio.to_thread.run_sync(_convert, octets, is_binary)
 
 
-def _convert(octets: bytes) -> MemoryContent:
-    converted = to_seven_bit(octets)
+def _convert(octets: bytes, is_binary: bool) -> MemoryContent:
+    converted = to_seven_bit(octets, is_binary=is_binary)
     return MemoryContent(converted, scan(converted))

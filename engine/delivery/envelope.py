@@ -176,7 +176,9 @@ def _mail_parameters(
         if offered.size:
             size = min(size, max(facts.octets, offered.size))
         parameters.append(b"SIZE=%d" % size)
-    if facts.is_8bit and offered.eight_bit_mime:
+    if facts.is_binary:
+        parameters.append(b"BODY=BINARYMIME")  # RFC 3030 §3
+    elif facts.is_8bit and offered.eight_bit_mime:
         parameters.append(b"BODY=8BITMIME")  # RFC 6152 §3
     if prdr:
         parameters.append(b"PRDR")

@@ -17,7 +17,7 @@ from engine.delivery.host_memory import HostMemory
 from engine.delivery.login import Login
 from engine.delivery.opening import Opening, Terms, say_quit
 from engine.delivery.session import SessionLost
-from engine.delivery.streaming import Depth
+from engine.delivery.streaming import MOST_REFUSALS, Depth
 from engine.delivery.transaction import Manner
 from engine.delivery.verdict import Trouble, Verdict, judge, lost
 from engine.net.tls_errors import TlsFailed
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from engine.settings import Settings
     from engine.smtp.capabilities import Capabilities
     from engine.smtp.command import Command
+    from engine.smtp.content import ContentFacts
     from engine.smtp.reply import Reply
 
 _TLS_TROUBLE: Final = EnhancedStatusCode(4, 7, 5)
@@ -74,7 +75,9 @@ class HostSession:
         manner: How transactions are carried out.
         dialect: How envelopes are written.
         depth: How many transactions may be in flight.
+        takes_streams: Whether it is known, or has shown, to take several in flight.
         transactions: Mail transactions begun.
+        refusals: Those of them that nobody was accepted of, with others in flight behind.
         ending: How the session ended, `done` when it ended with our QUIT; empty before.
         retry: How the host should be asked once more, where it could not be used.
         most_recipients: Recipients in one transaction at most; 0: any number.
@@ -108,7 +111,7 @@ class HostSession:
         self.manner = Manner()
         self.dialect = Dialect(NO_CAPABILITIES)
         self.depth = Depth(1, is_known=False, round_trip=None, is_possible=False)
-        self.transactions = 0
+        self.transactions = self.refusals = 0
         self.ending = ""
         self.retry: Retry | None = None
         self.did_last_succeed = False
@@ -124,6 +127,7 @@ class HostSession:
         self._mark = 0
         self._is_set_up = False
         self._is_stream_noted = False
+        self.takes_streams = self._takes_quit_behind = False
         self._began = self.now()
         self._hello_seconds = self._tls_seconds = 0.0
         self._most_transactions = settings.max_messages_per_connection
@@ -288,9 +292,12 @@ class HostSession:
         if opening.has_tls or not offered.starttls:
             # RFC 9422 §6: before TLS somebody else may have said them.
             self._heed_limits(offered)
+        is_known = opening.is_known_to_stream or offered.pipeconnect
         takes_streams = self.memory.takes_streams
         if takes_streams is None:
-            takes_streams = opening.is_known_to_stream or offered.pipeconnect
+            takes_streams = is_known
+        self.takes_streams = takes_streams
+        self._takes_quit_behind = is_known and takes_streams
         link = self._connection.observe() if self._connection is not None else None
         self.depth = Depth(
             settings.stream_depth,
@@ -420,7 +427,7 @@ class HostSession:
     def note_stream(self) -> None:
         """Take note that a transaction behind another one was taken."""
         if not self._is_stream_noted:
-            self._is_stream_noted = True
+            self._is_stream_noted = self.takes_streams = True
             self.memory.note_stream(is_taken=True)
 
     @property
@@ -431,18 +438,29 @@ class HostSession:
     @property
     def is_used_up(self) -> bool:
         """Whether the connection has carried as much as settings and host allow."""
-        return 0 < self._most_transactions <= self.transactions
+        return 0 < self._most_transactions <= self.transactions or self.refusals >= MOST_REFUSALS
 
     @property
     def has_tls(self) -> bool:
         """Whether the connection is over TLS."""
         return self.features.tls is not None
 
+    def takes(self, facts: ContentFacts) -> bool:
+        """Whether an 8-bit content may be sent as it is."""
+        if facts.is_binary:
+            return self.offered.binarymime and self.manner.chunking
+        return self.offered.eight_bit_mime
+
     @property
     def may_pipeline_quit(self) -> bool:
-        """Whether QUIT may follow the last content at once."""
+        """Whether QUIT may follow the last content at once.
+
+        Only to servers that are known by name: others may take the half-closed connection for a
+        lost one, accept the message and keep the reply to themselves (Haraka 3.3).
+        """
         return (
-            self.manner.pipelining
+            self._takes_quit_behind
+            and self.manner.pipelining
             and self.settings.quit_pipelining
             and not self.has_tls
             and not self.first_words
@@ -495,7 +513,7 @@ class HostSession:
         for place, verdict in zip(group, verdicts):  # noqa: B905 - every message comes by here
             if verdict is None or place in but:
                 continue
-            if verdict[0] is Status.DELIVERED:
+            if verdict[0] is Status.DELIVERED or verdict[0] is Status.ACCEPTED:
                 self.did_last_succeed = True
                 attempt.report(place, verdict, now, carriage)
             else:

@@ -175,7 +175,8 @@ class SitePool:
     def put(self, attempt: Attempt) -> None:
         """Take an attempt for delivery; it is settled whatever happens from here on."""
         most = self.settings.max_line_length
-        if 0 < most < attempt.message.content.facts.longest_line:
+        facts = attempt.message.content.facts
+        if 0 < most < facts.longest_line and not facts.is_binary:
             attempt.end(too_long(attempt.message, most), trio.current_time())
             return
         self._fresh.append(attempt)
@@ -328,7 +329,7 @@ class SitePool:
         Not at all while there is work that it may not do and all seats are taken.
 
         Args:
-            session: It; ready for MAIL.
+            session: It; nothing is in flight.
             line: What it can carry.
             room: How many attempts it can begin with at once.
             seconds: How long it is kept.
@@ -343,7 +344,7 @@ class SitePool:
             if attempt is not None or trio.current_time() >= deadline or not self._may_lie_down:
                 return attempt
             await self._lie_down(session, _Waiter(line, room), deadline)
-            if not session.is_ready:
+            if not session.is_at_rest:
                 return None
 
     async def _lie_down(self, session: Session, waiter: _Waiter, deadline: float) -> None:

@@ -186,6 +186,11 @@ class Session:
         return self.loss is None and self._connection.is_ready
 
     @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing is owed, and more may be said whenever there is something to say."""
+        return self.is_usable and not self._connection.unanswered
+
+    @property
     def is_usable(self) -> bool:
         """Whether commands can still be exchanged."""
         return self.loss is None and not self._connection.is_spoiled

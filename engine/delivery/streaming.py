@@ -14,6 +14,13 @@ from typing import Final, Literal
 MOST: Final = 16
 #: Octets of content in flight above which none is added: more does not fill a link any better.
 MOST_OCTETS: Final = 1024 * 1024
+#: Recipients at most in the first envelope behind a content to a server that may not take it: one
+#: that holds it back has little room for it (Haraka 3.3: 8 KB, or it hangs up and keeps its reply).
+FEW_RECIPIENTS: Final = 10
+#: Transactions that nobody was accepted of, with others in flight behind, after which a connection
+#: is given up.  Servers hang up after so many commands that bring no mail (Exim: at the eleventh
+#: RSET of this kind), and what is in flight then is in doubt.
+MOST_REFUSALS: Final = 3
 #: A round trip that is not worth it, in seconds.
 _SHORT: Final = 0.001
 

@@ -12,6 +12,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.delivery.verdict import (
+    accepted,
     delivered,
     is_overflow,
     is_protocol_doubt,
@@ -92,10 +93,6 @@ class Transaction:
         due: What has to happen next.
         is_sent: Whether everything it has to say was handed out.
         was_heard: Whether the peer answered anything.
-        is_nested: Whether the one before left the server with its own transaction open, so that a
-            refusal of MAIL says nothing: the reverse-path is the same, and that of the other stands.
-        leaves_open: Whether it is over and no content has ended it, so that a server may hold it
-            for still open.
     """
 
     # What most transactions never have differently stands in the class: one is made a message.
@@ -104,10 +101,9 @@ class Transaction:
     due = Due.REPLIES
     is_sent = False
     was_heard = False
-    is_nested = False
-    leaves_open = False
     _is_refused = False
     _is_one_flight = False
+    _is_callout = False
     _rcpts_heard = 0
     _owed = 0
     _answers = Answers.ONCE
@@ -122,13 +118,26 @@ class Transaction:
         manner: Manner,
         *,
         prdr: bool = False,
+        is_callout: bool = False,
     ) -> None:
+        """Begin.
+
+        Args:
+            envelope: Its commands.
+            content: What is sent.
+            peer: With whom.
+            manner: How.
+            prdr: Whether a reply for each recipient is asked for after the content.
+            is_callout: Whether recipients are only asked about, and no content is sent.
+        """
         self.verdicts: list[Verdict | None] = [None] * len(envelope.rcpts)
         self._envelope = envelope
         self._content = content
         self._peer = peer
         self._manner = manner
         self._accepted: list[int] = []
+        if is_callout:
+            self._is_callout = True
         if manner.lmtp:
             self._answers = Answers.FOR_EACH
         elif prdr:
@@ -144,6 +153,11 @@ class Transaction:
             and all(map(_says_no_more, ours, theirs))
         )
 
+    @property
+    def is_accepted(self) -> bool:
+        """Whether somebody is known to be accepted, so that its content ends it."""
+        return bool(self._accepted)
+
     # -- what is said -----------------------------------------------------------------------
 
     def begin(self) -> tuple[Command, ...]:
@@ -152,6 +166,10 @@ class Transaction:
         if not manner.pipelining:
             return self._ask(mail)
         self._owed = len(rcpts) + 2
+        if self._is_callout:
+            self._owed -= 1
+            self.is_sent = True
+            return (mail, *rcpts)
         if not manner.chunking:
             return (mail, *rcpts, DATA)
         octets = self._content.octets
@@ -259,7 +277,7 @@ class Transaction:
 
     def _hear_mail(self, answer: Answered) -> tuple[Command, ...]:
         reply = answer.reply
-        if reply.code // 100 != 2 and not (self.is_nested and reply.code == 503):
+        if reply.code // 100 != 2:
             self._is_refused = True
             # What is in flight behind it is heard out; this refusal is what counts.
             self._refuse_all(answer)
@@ -272,7 +290,10 @@ class Transaction:
         if self._is_refused:
             return self._go_on()
         if reply.code // 100 == 2:
-            self._accepted.append(place)
+            if self._is_callout:
+                self.verdicts[place] = accepted(reply, self._peer)
+            else:
+                self._accepted.append(place)
             return self._go_on() if not self._owed else _NONE
         if is_overflow(reply):
             self.again = (*self.again, place)
@@ -328,7 +349,6 @@ class Transaction:
         code = answer.reply.code
         if not self._accepted:
             # Whatever it says, nothing was delivered.
-            self.leaves_open = code // 100 != 2 and not self._is_refused
             return self._end()
         if self._answers is Answers.FOR_EACH:
             return self._hear_each(answer)
@@ -388,7 +408,7 @@ class Transaction:
         """Ask again only where this transaction made progress, or it would go round in circles."""
         if self.again and not self._accepted:
             statuses = [verdict.status for verdict in self.verdicts if verdict is not None]
-            if Status.FAILED not in statuses:
+            if not {Status.FAILED, Status.ACCEPTED} & set(statuses):
                 self.again = ()
 
     def _end(self) -> tuple[Command, ...]:

@@ -169,6 +169,13 @@ def delivered(reply: Reply, peer: Peer) -> Verdict:
     return Verdict(Status.DELIVERED, Stage.FINAL, Cause.REPLY, text, None, reply, enhanced)
 
 
+def accepted(reply: Reply, peer: Peer) -> Verdict:
+    """Return the verdict on a recipient that was only asked about, and would be taken."""
+    text = f"would be accepted by {peer.text}: {reply.text}"
+    enhanced = read_enhanced(reply.code, reply.lines[0])
+    return Verdict(Status.ACCEPTED, Stage.RCPT, Cause.REPLY, text, None, reply, enhanced)
+
+
 def unsupported(
     stage: Stage, scope: Scope, enhanced: EnhancedStatusCode, problem: str, peer: Peer
 ) -> Verdict:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from base64 import encodebytes
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
+from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.report.report_mail import Field, Part, text_part, write_fields, write_multipart
 from engine.smtp.address import parse_mailbox
 from engine.smtp.errors import AddressSyntaxError
 from engine.txt_fields import read_fields
@@ -138,35 +140,33 @@ def to_mail(report: DailyReport, reporter: Reporter, recipient: str, at: float) 
         recipient: The mailbox it goes to.
         at: When it is sent, in seconds since the epoch.
     """
-    from email.mime.application import MIMEApplication
-    from email.mime.multipart import MIMEMultipart
-    from email.mime.text import MIMEText
-    from email.policy import compat32
-    from email.utils import format_datetime
-
     identity = report_id(report, reporter)
-    # Two copies of a report are the same octets, but for the date.
-    mail = MIMEMultipart("report", boundary=f"=_{sha256(identity.encode()).hexdigest()[:40]}")
-    mail.set_param("report-type", "tlsrpt")
-    mail["From"] = reporter.contact
-    mail["To"] = recipient
-    mail["Date"] = format_datetime(datetime.fromtimestamp(at, UTC))
-    mail["Message-ID"] = f"<{identity}>"
-    mail["Subject"] = (
-        f"Report Domain: {report.receiver} Submitter: {reporter.domain} Report-ID: <{identity}>"
+    subject = f"Report Domain: {report.receiver} Submitter: {reporter.domain}"
+    fields = (
+        Field("From", reporter.contact),
+        Field("To", recipient),
+        Field("Date", format_datetime(datetime.fromtimestamp(at, UTC))),
+        Field("Message-ID", f"<{identity}>"),
+        Field("Subject", f"{subject} Report-ID: <{identity}>"),
+        Field("TLS-Report-Domain", report.receiver),
+        Field("TLS-Report-Submitter", reporter.domain),
+        # RFC 8460 §5.3: such mail is delivered whatever is wrong with TLS; RFC 8689 §3 says so to
+        # all.
+        Field("TLS-Required", "No"),
+        # RFC 3834 §5: nobody's vacation program should answer.
+        Field("Auto-Submitted", "auto-generated"),
     )
-    mail["TLS-Report-Domain"] = report.receiver
-    mail["TLS-Report-Submitter"] = reporter.domain
-    # RFC 8460 §5.3: such mail is delivered whatever is wrong with TLS; RFC 8689 §3 says so to all.
-    mail["TLS-Required"] = "No"
-    # RFC 3834 §5: nobody's vacation program should answer.
-    mail["Auto-Submitted"] = "auto-generated"
     text = f"This is an aggregate TLS report from {reporter.domain} about {report.receiver}.\n"
-    mail.attach(MIMEText(text, "plain", "us-ascii"))
-    part = MIMEApplication(to_gzip(report, reporter), GZIP_TYPE.partition("/")[2])
-    part.add_header("Content-Disposition", "attachment", filename=file_name(report, reporter))
-    mail.attach(part)
-    return mail.as_bytes(policy=compat32.clone(linesep="\r\n", max_line_length=78))
+    file = Part(
+        (
+            Field("Content-Type", GZIP_TYPE),
+            Field("Content-Transfer-Encoding", "base64"),
+            Field("Content-Disposition", f'attachment; filename="{file_name(report, reporter)}"'),
+        ),
+        encodebytes(to_gzip(report, reporter)).replace(b"\n", b"\r\n"),
+    )
+    # Two copies of a report are the same octets, but for the date.
+    return write_fields(fields) + write_multipart("tlsrpt", (text_part(text), file), identity)
 
 
 # ---- where reports go ---------------------------------------------------------------------------

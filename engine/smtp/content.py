@@ -8,7 +8,7 @@ both give the same octets.  Nothing here reads MIME.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NoReturn
 
 from engine.smtp.errors import ContentError
@@ -32,6 +32,7 @@ class ContentFacts:
         has_utf8_header: Whether an octet above 127 stands before the first empty line, so that
             SMTPUTF8 is needed (RFC 6531 §3.4).
         is_tls_optional: Whether it says `TLS-Required: No` (RFC 8689 §3).
+        is_binary: Whether it is not made of lines, so that BINARYMIME is needed (RFC 3030 §3).
     """
 
     octets: int
@@ -39,6 +40,7 @@ class ContentFacts:
     longest_line: int
     has_utf8_header: bool
     is_tls_optional: bool = False
+    is_binary: bool = False
 
 
 def normalise(octets: bytes) -> bytes:
@@ -108,6 +110,30 @@ def prepare(octets: bytes) -> tuple[bytes, ContentFacts]:
             return octets, ContentFacts(len(octets), False, max(lengths), False, is_optional)
     octets = normalise(octets)
     return octets, scan(octets)
+
+
+def prepare_binary(octets: bytes) -> tuple[bytes, ContentFacts]:
+    """Scan a whole content that may be binary, and leave it as it is.
+
+    One that is made of lines is like any other.
+
+    Raises:
+        ContentError: The header section is not made of lines that end in CRLF.
+    """
+    end = (_CRLF + octets).find(b"\r\n\r\n")
+    header = octets if end < 0 else octets[:end]
+    if b"\0" in header or not header.count(b"\r") == header.count(b"\n") == header.count(_CRLF):
+        raise ContentError("a header section with lines that do not end in CRLF, or with a NUL")
+    if is_lines(octets):
+        return octets, scan(octets)
+    return octets, replace(scan(octets), is_8bit=True, is_binary=True)
+
+
+def is_lines(octets: bytes) -> bool:
+    """Whether octets are lines that each end in CRLF, and hold no NUL."""
+    ends = octets.count(_CRLF)
+    is_clean = ends == octets.count(b"\r") == octets.count(b"\n") and b"\0" not in octets
+    return is_clean and (not octets or octets.endswith(_CRLF))
 
 
 def scan(octets: bytes) -> ContentFacts:

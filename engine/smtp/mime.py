@@ -58,23 +58,23 @@ _SIGNATURES: Final = {
 _ENCODABLE_MESSAGES: Final = b"message/global"
 
 
-def to_seven_bit(octets: bytes) -> bytes:
+def to_seven_bit(octets: bytes, *, is_binary: bool = False) -> bytes:
     """Return a content in 7-bit MIME that says the same; a 7-bit one comes back as it is.
 
     Text becomes quoted-printable, all else base64.  What says no type gets one (RFC 1428 §3).  The
     size changes, so that the facts of the content have to be found anew.
 
     Args:
-        octets: A whole content with CRLF line ends.
+        octets: A whole content; its lines end in CRLF, where it has lines.
+        is_binary: Whether parts of it may not be made of lines; they become base64.
 
     Raises:
         NotConvertibleError: It is signed or encrypted, a header section is 8-bit, or its structure
             leaves doubts; the text says which.
     """
-    if octets.isascii():
+    if octets.isascii() and not is_binary:
         return octets
-    ends = octets.count(_CRLF)
-    if not ends == octets.count(b"\r") == octets.count(b"\n") or b"\0" in octets:
+    if not (is_binary or _is_lines(octets)):
         raise NotConvertibleError("a NUL, or a line that does not end in CRLF")
     conversion = _Conversion(octets)
     conversion.add_entity(0, len(octets), b"text/plain", depth=0, is_message=True)
@@ -93,7 +93,7 @@ class _Conversion:
     ) -> None:
         """Add a message, or a part of a multipart: a header section and a body."""
         piece = self._octets[start:end]
-        if piece.isascii():
+        if _is_plain(piece):
             # A message inside may be signed: it is let alone altogether.
             self.pieces.append(piece if is_message else _relabel(piece))
             return
@@ -129,7 +129,7 @@ class _Conversion:
 
     def _add_leaf(self, header: _Header, start: int, end: int, *, is_text: bool) -> None:
         octets = self._octets[start:end]
-        if is_text:
+        if is_text and _is_lines(octets):
             self._add_header(header, b"quoted-printable")
             self.pieces.append(_quoted_printable(octets))
             return
@@ -155,7 +155,7 @@ class _Conversion:
 
     def _keep(self, start: int, end: int) -> None:
         octets = self._octets[start:end]
-        if not octets.isascii():
+        if not _is_plain(octets):
             raise NotConvertibleError("8-bit octets in a multipart outside its parts")
         self.pieces.append(octets)
 
@@ -270,6 +270,17 @@ def _relabel(piece: bytes) -> bytes:
     at = 0 if piece.startswith(_CRLF) else piece.find(b"\r\n\r\n")
     section = piece[: at if at >= 0 else len(piece)]
     return _TOO_MUCH.sub(rb"\g<1>7bit", section, count=1) + piece[len(section) :]
+
+
+def _is_lines(octets: bytes) -> bool:
+    """Whether nothing in it is out of place in lines; a part may lack its last line end."""
+    ends = octets.count(_CRLF)
+    return ends == octets.count(b"\r") == octets.count(b"\n") and b"\0" not in octets
+
+
+def _is_plain(octets: bytes) -> bool:
+    """Whether there is nothing to encode in it."""
+    return octets.isascii() and _is_lines(octets)
 
 
 def _guess(octets: bytes) -> bytes:

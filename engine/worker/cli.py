@@ -50,6 +50,16 @@ recipient may be an object: {"address": "...", "notify": ["failure", "delay"], "
 Without "id" a message is named by its position, from 1."""
 
 
+_VERIFY = """\
+Ask whether addresses would be taken, and send nothing.
+
+Hosts are walked as for mail; MAIL and RCPT are said to them, and QUIT. What they answer is believed
+for a while where --state keeps it. Hosts may put off or refuse those who only ask."""
+
+_VERIFY_EXITS = """\b
+Exit status: as of send; 0 when all would be taken."""
+
+
 class HostType(click.ParamType[str]):
     """`HOST[:PORT]` or `unix:/PATH`."""
 
@@ -170,6 +180,58 @@ def _check_usage(
     for given, name in ((recipients, "RECIPIENT"), (message, "--message"), (sender, "--sender")):
         if given or (given is not None and name != "RECIPIENT"):
             raise click.UsageError(f"--batch and {name} exclude each other; the batch has it all")
+
+
+@cli.command(help=_VERIFY, epilog=_VERIFY_EXITS)
+@click.option(
+    "--sender",
+    metavar="ADDR",
+    default="<>",
+    help='Reverse-path to ask with; default "<>", the null path.',
+)
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    type=HostType(),
+    metavar="HOST[:PORT]",
+    help="Ask this host instead of looking up MX records; repeatable, as for send.",
+)
+@click.option("--config", metavar="FILE", help="Configuration, TOML.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="As for send.")
+@click.option("--state", metavar="FILE", help="SQLite file that keeps answers between runs.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object an address.")
+@click.option(
+    "--catch-all",
+    is_flag=True,
+    help="Also ask about an address that cannot exist: a host that would take that takes any.",
+)
+@click.option("--fresh", is_flag=True, help="Ask again what was answered before.")
+@click.argument("addresses", nargs=-1, required=True, metavar="ADDRESS...")
+def verify(
+    *,
+    sender: str,
+    hosts: tuple[str, ...],
+    config: str | None,
+    sets: tuple[str, ...],
+    state: str | None,
+    as_json: bool,
+    catch_all: bool,
+    fresh: bool,
+    addresses: tuple[str, ...],
+) -> int:
+    """Check the options and run `engine.worker.verify`."""
+    from engine.smtp.address import parse_reverse_path
+    from engine.worker.verify import VerifyOptions
+    from engine.worker.verify import verify as run_verify
+
+    try:
+        parse_reverse_path(sender)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--sender") from None
+    return run_verify(
+        VerifyOptions(addresses, sender, hosts, config, sets, state, as_json, catch_all, fresh)
+    )
 
 
 @cli.command()

@@ -7,26 +7,18 @@ Called by the command line with options that were understood.  Not here: the run
 
 from __future__ import annotations
 
-import sys
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
-from engine.engine import Engine
-from engine.errors import ConfigError
-from engine.worker.config import load_config
 from engine.worker.exits import Exit, Incidents
 from engine.worker.hosts import read_hosts
 from engine.worker.intake import STDIN, Batch, CommandLine
 from engine.worker.run import Manner, run
+from engine.worker.setup import make_engine, open_state, read_config
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from engine.hints import Hints
     from engine.worker.config import Config
     from engine.worker.intake import Say, Source
 
@@ -67,14 +59,9 @@ def send(options: SendOptions) -> int:
         ValueError: One of `hosts` is no host.
     """
     routes = read_hosts(options.hosts)
-    try:
-        config = load_config(None if options.config is None else Path(options.config), options.sets)
-    except OSError as error:
-        print(f"{options.config}: {error.strerror}", file=sys.stderr)
-        return Exit.NO_INPUT
-    except ConfigError as error:
-        print(*error.problems, sep="\n", file=sys.stderr)
-        return Exit.CONFIG
+    config = read_config(options.config, options.sets)
+    if isinstance(config, Exit):
+        return config
     return trio.run(deliver, options, config, routes or config.routes)
 
 
@@ -93,27 +80,6 @@ async def deliver(options: SendOptions, config: Config, routes: Routes) -> Exit:
         file = STDIN if options.message is None else options.message
         return CommandLine(options.sender or "", options.recipients, file, say, incidents)
 
-    async with _hints(options.state) as hints:
-        engine = Engine(
-            config.table,
-            routes=routes,
-            name_servers=config.name_servers,
-            dns_timeout=config.dns_timeout,
-            trusted_name_servers=config.trusted,
-            own_addresses=config.own_addresses,
-            own_names=config.own_names,
-            transcripts=options.manner.transcripts,
-            hints=hints,
-        )
+    async with open_state(options.state) as hints:
+        engine = make_engine(config, routes, hints, transcripts=options.manner.transcripts)
         return await run(engine, open_source, options.manner)
-
-
-@asynccontextmanager
-async def _hints(file: str | None) -> AsyncIterator[Hints | None]:
-    if file is None:
-        yield None
-        return
-    from engine.queue.hints import open_hints
-
-    async with open_hints(file) as hints:
-        yield hints

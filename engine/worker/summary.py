@@ -39,6 +39,7 @@ STYLES: Final = {
     Status.DEFERRED: "yellow",
     Status.FAILED: "red",
     Status.UNKNOWN: "magenta",
+    Status.ACCEPTED: "green",
 }
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from engine.content import from_binary
 from engine.outcome import Status
+from engine.smtp.mime import to_seven_bit
 from tests.delivery.helpers import (
     CONTENT,
     NEXT,
@@ -36,7 +38,13 @@ def replies(*codes: str) -> str:
     return "".join(f"S: {code}\n" for code in codes)
 
 
+def behind(to: str, **more: str) -> str:
+    """The same behind a message whose recipients were not answered yet."""
+    return chunk(to, reset="C: RSET\n", **more)
+
+
 GOOD = replies("250 2.1.0 sender", "250 2.1.5 recipient", "250 2.0.0 queued")
+FLUSHED = replies("250 2.0.0 flushed")
 
 
 # ---- CHUNKING ------------------------------------------------------------------------------------
@@ -257,7 +265,8 @@ TOGETHER = {"together": True, "options": {"stream_depth": 3, "max_connections": 
 
 
 async def test_after_the_first_chunks_are_in_flight_together(drip, autojump_clock):
-    script = OPEN + chunk(A) + GOOD + chunk(B) + chunk(C) + chunk(D) + GOOD * 3
+    script = OPEN + chunk(A) + GOOD + chunk(B) + behind(C) + behind(D) + GOOD
+    script += (FLUSHED + GOOD) * 2
     async with scripted(script, drip=drip) as hosts:
         outcomes = await deliver(hosts, *map(message, (A, B, C, D)), **TOGETHER)
         writes = len(hosts.streams[0].writes)
@@ -314,7 +323,10 @@ async def test_auto_streams_to_servers_that_are_known_to_take_it(
 ):
     script = OPEN.replace("S: 220 mx.test", f"S: 220 {greeting}")
     script += chunk(A) + GOOD
-    script += chunk(B) + chunk(C) + GOOD * 2 if is_streamed else chunk(B) + GOOD + chunk(C) + GOOD
+    if is_streamed:
+        script += chunk(B) + behind(C) + GOOD + FLUSHED + GOOD
+    else:
+        script += chunk(B) + GOOD + chunk(C) + GOOD
     async with scripted(script) as hosts:
         outcomes = await deliver(
             hosts, *map(message, (A, B, C)), together=True, options={"max_connections": 1}
@@ -326,8 +338,8 @@ async def test_auto_streams_to_servers_that_are_known_to_take_it(
 
 
 async def test_a_refusal_in_a_stream_is_one_messages_own(drip, autojump_clock):
-    script = OPEN + chunk(A) + GOOD + chunk(B) + chunk(C) + chunk(D)
-    script += replies("250 ok", "250 ok", "554 5.6.0 spam") + GOOD
+    script = OPEN + chunk(A) + GOOD + chunk(B) + behind(C) + behind(D)
+    script += replies("250 ok", "250 ok", "554 5.6.0 spam") + FLUSHED + GOOD + FLUSHED
     script += replies("452 4.3.1 full", "503 no", "503 no") + "C: QUIT\nS: 221 bye\n"
     async with scripted(script, drip=drip) as hosts:
         outcomes = await deliver(hosts, *map(message, (A, B, C, D)), **TOGETHER)
@@ -340,29 +352,18 @@ async def test_a_refusal_in_a_stream_is_one_messages_own(drip, autojump_clock):
     ]
 
 
-async def test_behind_one_that_nobody_was_accepted_of_the_next_is_delivered(drip, autojump_clock):
-    """The server holds the first one for still open: MAIL is refused, and the rest is taken."""
-    script = OPEN + chunk(A) + GOOD + chunk(B) + chunk(C)
-    script += replies("250 ok", "550 5.1.1 who", "503 5.5.1 nobody")
-    script += replies("503 5.5.1 sender already given", "250 ok", "250 queued")
-    async with scripted(script, drip=drip) as hosts:
-        outcomes = await deliver(hosts, *map(message, (A, B, C)), **TOGETHER)
-
-    assert told(outcomes) == [
-        f"{A} delivered - final reply 250",
-        f"{B} failed recipient rcpt reply 550",
-        f"{C} delivered - final reply 250",
-    ]
-
-
-async def test_under_another_reverse_path_the_next_one_begins_with_a_reset(drip, autojump_clock):
-    """Or it might be delivered under that of the one before."""
-    other = chunk(C, sender="t@me.test", reset="C: RSET\n")
-    script = OPEN + chunk(A) + GOOD + chunk(B) + other
-    script += replies("250 ok", "550 5.1.1 who", "503 5.5.1 nobody", "250 flushed") + GOOD
+@pytest.mark.parametrize("sender", ["s@me.test", "t@me.test"])
+async def test_behind_one_that_nobody_may_be_accepted_of_goes_a_reset_first(
+    sender, drip, autojump_clock
+):
+    """No content ends the one before.  MAIL would be refused as nested, which servers count as an
+    error (Exim hangs up at the fourth), and what it says would not hold for the next message.
+    """
+    script = OPEN + chunk(A) + GOOD + chunk(B) + behind(C, sender=sender)
+    script += replies("250 ok", "550 5.1.1 who", "503 5.5.1 nobody") + FLUSHED + GOOD
     async with scripted(script, drip=drip) as hosts:
         outcomes = await deliver(
-            hosts, message(A), message(B), message(C, sender="t@me.test"), **TOGETHER
+            hosts, message(A), message(B), message(C, sender=sender), **TOGETHER
         )
 
     assert told(outcomes) == [
@@ -370,6 +371,47 @@ async def test_under_another_reverse_path_the_next_one_begins_with_a_reset(drip,
         f"{B} failed recipient rcpt reply 550",
         f"{C} delivered - final reply 250",
     ]
+
+
+async def test_behind_one_that_somebody_was_accepted_of_no_reset_is_needed(autojump_clock):
+    """Its envelope was heard out before its content left."""
+    body = b"x" * 98 + b"\r\n"
+    script = OPEN + chunk(A) + GOOD + f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{B}>\n"
+    script += replies("250 ok", "250 ok") + "C: BDAT 100 LAST\nC# 100\n" + chunk(C)
+    script += "S: 250 queued\n" + GOOD
+    options = TOGETHER["options"] | {"one_flight_octets": 99}
+    async with scripted(script) as hosts:
+        outcomes = await deliver(
+            hosts,
+            message(A),
+            message(B, content=body),
+            message(C),
+            together=True,
+            options=options,
+        )
+
+    assert told(outcomes) == delivered(A, B, C)
+
+
+async def test_a_connection_on_which_many_are_refused_in_flight_gives_way_to_another(
+    autojump_clock,
+):
+    """Exim hangs up at the eleventh RSET that no message came before; what is in flight then would
+    be left in doubt.
+    """
+    names = [f"{number}@x.test" for number in range(8)]
+    nobody = replies("250 ok", "550 5.1.1 who", "503 5.5.1 nobody")
+    first, *bad, good, last = names
+    script = OPEN + chunk(first) + GOOD + chunk(bad[0]) + behind(bad[1]) + behind(bad[2])
+    script += nobody + behind(bad[3]) + FLUSHED + nobody + behind(bad[4]) + FLUSHED + nobody
+    script += FLUSHED + nobody + FLUSHED + nobody + "C: QUIT\nS: 221 bye\n"
+    script += NEXT + OPEN + chunk(good) + GOOD + chunk(last) + GOOD
+    async with scripted(script, is_watched=True) as hosts:
+        outcomes = await deliver(hosts, *map(message, names), **TOGETHER)
+
+    assert sorted(told(outcomes)) == sorted(
+        delivered(first, good, last) + [f"{name} failed recipient rcpt reply 550" for name in bad]
+    )
 
 
 async def test_what_a_server_refuses_behind_the_dot_is_sent_again_in_lockstep(autojump_clock):
@@ -389,9 +431,34 @@ async def test_what_a_server_refuses_behind_the_dot_is_sent_again_in_lockstep(au
     assert {connection for connection, _ in places(outcomes)} == {1}
 
 
+@pytest.mark.parametrize(
+    ("greeting", "rides"), [("mx.test ESMTP Exim 4.96", True), ("mx.test ESMTP Haraka", False)]
+)
+async def test_the_first_envelope_behind_the_dot_of_a_stranger_is_a_small_one(
+    greeting, rides, autojump_clock
+):
+    """Haraka 3.3 hangs up on more than 8 KB there, and keeps its reply to the content."""
+    many = [f"{number}@x.test" for number in range(11)]
+    rcpts = "".join(f"C: RCPT TO:<{name}>\n" for name in many)
+    envelope = "C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{}>\nC: DATA\n"
+    taken, content = replies("250 ok", "250 ok", "354 go on"), "C= content\n"
+    large = "C: MAIL FROM:<s@me.test>\n" + rcpts + "C: DATA\n"
+    large_taken = replies("250 ok", *["250 ok"] * 11, "354 go on")
+    script = opening(True).replace("S: 220 mx.test", f"S: 220 {greeting}")
+    script += envelope.format(A) + taken + content + "S: 250 queued\n"
+    script += envelope.format(B) + taken + content + "S: 250 queued\n"
+    script += large + large_taken + content + "S: 250 queued\n"
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, message(A), message(B), message(*many), **TOGETHER)
+        written = b"|".join(hosts.streams[0].writes)
+
+    assert told(outcomes) == delivered(*sorted((A, B, *many)))
+    assert (b"\r\n.\r\nMAIL" in written) is rides
+
+
 async def test_a_lost_stream_leaves_in_doubt_what_has_left_and_nothing_else(autojump_clock):
-    script = OPEN + chunk(A) + GOOD + chunk(B) + chunk(C) + chunk(D)
-    script += GOOD + "S: 250 ok\n! close"
+    script = OPEN + chunk(A) + GOOD + chunk(B) + behind(C) + behind(D)
+    script += GOOD + FLUSHED + "S: 250 ok\n! close"
     async with scripted(script) as hosts:
         outcomes = await deliver(hosts, *map(message, (A, B, C, D)), **TOGETHER)
 
@@ -425,8 +492,8 @@ async def test_what_has_not_left_of_a_lost_stream_is_deferred(autojump_clock):
 
 
 async def test_421_in_a_stream_defers_what_is_undecided(drip, autojump_clock):
-    script = OPEN + chunk(A) + GOOD + chunk(B) + chunk(C) + chunk(D)
-    script += GOOD + "S: 421 4.3.2 going down\n"
+    script = OPEN + chunk(A) + GOOD + chunk(B) + behind(C) + behind(D)
+    script += GOOD + FLUSHED + "S: 421 4.3.2 going down\n"
     async with scripted(script, drip=drip) as hosts:
         outcomes = await deliver(hosts, *map(message, (A, B, C, D)), **TOGETHER)
 
@@ -439,7 +506,7 @@ async def test_421_in_a_stream_defers_what_is_undecided(drip, autojump_clock):
 
 
 async def test_recipients_of_one_message_are_streamed_in_groups(autojump_clock):
-    script = OPEN + chunk(A) + GOOD + chunk(B) + chunk(C) + GOOD * 2
+    script = OPEN + chunk(A) + GOOD + chunk(B) + behind(C) + GOOD + FLUSHED + GOOD
     async with scripted(script) as hosts:
         outcomes = await deliver(
             hosts,
@@ -622,3 +689,46 @@ async def test_domains_are_kept_apart_where_that_is_set(autojump_clock):
         outcomes = await deliver(hosts, message(A, "c@y.test", B), options={"multi_domain": False})
 
     assert told(outcomes) == delivered(A, B, "c@y.test")
+
+
+# ---- binary --------------------------------------------------------------------------------------
+
+BINARY = b"Content-Type: application/x\r\n\r\n\0\n\xff"
+
+
+async def test_a_binary_content_goes_as_it_is_to_who_takes_it(drip, autojump_clock):
+    """RFC 3030 §3."""
+    dialogue = opening(True, "CHUNKING", "BINARYMIME", "8BITMIME")
+    dialogue += "C: MAIL FROM:<s@me.test> BODY=BINARYMIME\nC: RCPT TO:<a@x.test>\n"
+    dialogue += f"C: BDAT {len(BINARY)} LAST\nC# {len(BINARY)}\nS: 250 ok\nS: 250 ok\nS: 250 ok\n"
+    async with scripted(dialogue, drip=drip) as hosts:
+        (outcome,) = await deliver(hosts, message("a@x.test", body=from_binary(BINARY)))
+
+    assert told([outcome]) == delivered("a@x.test")
+    assert hosts.contents == [BINARY]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "options"),
+    [
+        (["8BITMIME"], {}),
+        (["8BITMIME", "CHUNKING"], {}),
+        (["8BITMIME", "CHUNKING", "BINARYMIME"], {"chunking": False}),
+    ],
+    ids=str,
+)
+async def test_others_get_it_encoded(keywords, options, autojump_clock):
+    dialogue = opening(True, *keywords) + "C: MAIL FROM:<s@me.test>\nC: RCPT TO:<a@x.test>\n"
+    converted = to_seven_bit(BINARY, is_binary=True)
+    if "CHUNKING" in keywords and options.get("chunking", True):
+        dialogue += f"C: BDAT {len(converted)} LAST\nC# {len(converted)}\n"
+        dialogue += "S: 250 ok\nS: 250 ok\nS: 250 ok\n"
+    else:
+        dialogue += "C: DATA\nS: 250 ok\nS: 250 ok\nS: 354 go on\nC= content\nS: 250 ok\n"
+    async with scripted(dialogue) as hosts:
+        (outcome,) = await deliver(
+            hosts, message("a@x.test", body=from_binary(BINARY)), options=options
+        )
+
+    assert told([outcome]) == delivered("a@x.test")
+    assert hosts.contents == [converted]

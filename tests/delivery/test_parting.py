@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.engine import Engine
+from engine.queue.hints import MemoryHints
 from tests.delivery.helpers import (
     CONTENT,
     MX1,
@@ -21,7 +22,7 @@ from tests.delivery.helpers import (
 
 A, B = "a@x.test", "b@x.test"
 ONE = {"max_messages_per_connection": 1}
-GREETED = "S: 220 mx.test\nC: EHLO me.test\nS: 250-mx.test\nS: 250 PIPELINING\n"
+GREETED = "S: 220 mx.test ESMTP Exim 4.96\nC: EHLO me.test\nS: 250-mx.test\nS: 250 PIPELINING\n"
 CHUNKING = GREETED.replace("250 PIPE", "250-CHUNKING\nS: 250 PIPE")
 ENVELOPE = "C: MAIL FROM:<s@me.test>\nC: RCPT TO:<a@x.test>\n"
 OK = "S: 250 ok\nS: 250 ok\n"
@@ -90,6 +91,28 @@ async def test_while_a_connection_may_be_of_use_quit_waits(autojump_clock):
         (outcome,) = await deliver(hosts, message(A))  # it drains when the outcome is there
 
     assert told([outcome]) == delivered(A)
+
+
+@pytest.mark.parametrize(
+    ("greeting", "remembered"), [("220 mx.test ESMTP Haraka", None), ("220 mx.test Exim", b"no")]
+)
+@pytest.mark.parametrize("content", [CONTENT, StreamedContent(CONTENT)], ids=["held", "streamed"])
+async def test_it_waits_where_the_server_is_not_known_to_take_it(
+    greeting, remembered, content, autojump_clock
+):
+    """It may take our half-closed connection for a lost one, and keep its reply (Haraka 3.3)."""
+    hints = MemoryHints()
+    if remembered is not None:
+        hints.put("stream", "192.0.2.1:25", remembered, seconds=60)
+    script = GREETED.replace("220 mx.test ESMTP Exim 4.96", greeting) + DATA
+    script += "S: 250 queued\nC: QUIT\nS: 221 bye\n"
+    which = {"content" if isinstance(content, bytes) else "body": content}
+    async with scripted(script) as hosts:
+        (outcome,) = await deliver(hosts, message(A, **which), options=ONE, hints=hints)
+
+    assert told([outcome]) == delivered(A)
+    (stream,) = hosts.streams
+    assert stream.writes[-1] == b"QUIT\r\n"
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ daemon_smtp_ports = {ports}
 disable_ipv6 = true
 acl_smtp_rcpt = recipient
 acl_smtp_data = accept
+acl_smtp_data_prdr = each
 message_size_limit = 64M
 
 chunking_advertise_hosts = *
@@ -72,6 +73,11 @@ recipient:
         message    = 451 4.7.1 come back later
   deny  !domains   = ok.test
         message    = 550 5.7.1 relaying is not permitted
+  accept
+
+each:
+  deny  condition  = ${{if eq{{$local_part}}{{full}}}}
+        message    = 552 5.2.2 the mailbox is full
   accept
 
 begin routers
@@ -160,7 +166,7 @@ def start(place: Place = LOOPBACK, chain: Sequence[Issued] = ()) -> Iterator[Mai
                 port=port,
                 mailbox=mailbox,
                 capabilities=frozenset(CAPABILITIES.split()) | ({"STARTTLS"} if chain else set()),
-                features="one copy for all recipients of a message; PRDR accepts for everyone",
+                features="one copy for all recipients of a message; with PRDR, full@ is refused",
                 host=place.address,
                 tls_port=tls_port,
                 process=process,

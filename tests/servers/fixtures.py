@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from engine.testing.link import Link
     from tests.servers.mail_server import MailServer
 
-MAIL_SERVERS = ("aiosmtpd", "smtp-sink", "postfix", "exim", "opensmtpd")
+SMTP_SERVERS = ("aiosmtpd", "smtp-sink", "postfix", "exim", "opensmtpd", "haraka")
+MAIL_SERVERS = (*SMTP_SERVERS, "dovecot")
 """The ids of `mail_server`. To pick some:
 `@pytest.mark.parametrize("mail_server", ["postfix", "exim"], indirect=True)`."""
 
@@ -89,6 +90,18 @@ def exim_server(mail_servers: Shelf) -> MailServer:
 def opensmtpd_server(mail_servers: Shelf) -> MailServer:
     """OpenSMTPD."""
     return mail_servers.take("opensmtpd")
+
+
+@pytest.fixture
+def dovecot_server(mail_servers: Shelf) -> MailServer:
+    """Dovecot's LMTP server."""
+    return mail_servers.take("dovecot")
+
+
+@pytest.fixture
+def haraka_server(mail_servers: Shelf) -> MailServer:
+    """Haraka."""
+    return mail_servers.take("haraka")
 
 
 @pytest.fixture

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import trio
 
 from tests.servers.process import HOST, Process
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.servers.mailbox import Mailbox, Received
 
 
@@ -30,6 +32,8 @@ class MailServer:
             as relaying, except by smtp-sink.
         host: the address it listens on.
         tls_port: the port for TLS from the first octet; None: there is none, and no STARTTLS.
+        protocol: "smtp" or "lmtp" (RFC 2033).
+        socket: the Unix socket it listens on besides; None: there is none.
         process: the running program, for its logs; None: it is a part of this process.
     """
 
@@ -43,7 +47,14 @@ class MailServer:
     accepts: str = "ok.test"
     host: str = HOST
     tls_port: int | None = None
+    protocol: Literal["smtp", "lmtp"] = "smtp"
+    socket: Path | None = None
     process: Process | None = None
+
+    @property
+    def route(self) -> str:
+        """Where it listens, as routes and `--host` take it."""
+        return f"{self.host}:{self.port}"
 
     async def received(self, count: int = 1, timeout: float = 20.0) -> list[Received]:
         """`received_blocking` in a thread; cancellation leaves that thread to its own deadline."""

@@ -117,6 +117,41 @@ class Maildir:
 
 
 @dataclass(frozen=True, slots=True)
+class Maildirs:
+    """A folder of Maildirs, one for each recipient and named after it, made by the server.
+
+    Messages begin with the fields Return-Path and Received.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, home: Path, user: str) -> Maildirs:
+        """Make the folder in `home`, for a server that delivers as `user`."""
+        path = home / "mail"
+        path.mkdir()
+        shutil.chown(path, user, pwd.getpwnam(user).pw_gid)
+        return cls(path)
+
+    def copies(self) -> list[Received]:
+        """Everything stored so far."""
+        return [self._read(file) for file in self.path.glob("*/new/*")]
+
+    def _read(self, file: Path) -> Received:
+        (reverse_path, _), content = take_fields(file.read_bytes(), ["Return-Path", "Received"])
+        return Received(
+            reverse_path.removeprefix("<").removesuffix(">"),
+            (file.parts[-3],),
+            with_crlf(content),
+        )
+
+    def clear(self) -> None:
+        """Remove everything stored so far."""
+        for folder in self.path.iterdir():
+            shutil.rmtree(folder)
+
+
+@dataclass(frozen=True, slots=True)
 class SinkFolder:
     """A folder that `smtp-sink -d` fills; its format is described in smtp-sink(1).
 

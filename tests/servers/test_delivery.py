@@ -19,7 +19,7 @@ import engine as package
 from engine import Engine, Message, Recipient, Settings, from_file, from_octets
 from engine.content import FileContent, MemoryContent
 from engine.smtp.content import ContentFacts
-from tests.servers.fixtures import MAIL_SERVERS
+from tests.servers.fixtures import MAIL_SERVERS, SMTP_SERVERS
 from tests.servers.mailbox import Received
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ pytestmark = pytest.mark.servers
 
 #: Those that tell addresses apart, and those that were built with SMTPUTF8.
 REFUSING = [name for name in MAIL_SERVERS if name != "smtp-sink"]
-UTF8 = ["aiosmtpd", "postfix", "exim"]
-NOT_UTF8 = ["smtp-sink", "opensmtpd"]
+UTF8 = ["aiosmtpd", "postfix", "exim", "haraka"]
+NOT_UTF8 = ["smtp-sink", "opensmtpd", "dovecot"]
 
 SENDER = "a@b.test"
 HEADER = (
@@ -68,14 +68,16 @@ async def deliver(
     *messages: Message,
     settings: Settings | None = None,
     transcripts: bool = False,
+    route: str | None = None,
 ) -> list[Outcome]:
     """Send messages, and return what became of their recipients in the order of submission.
 
-    That each has one outcome, and that no content was sent twice, is asserted in passing.
+    That each has one outcome is asserted in passing.
     """
+    settings = settings or Settings(helo_name="client.test")
     engine = Engine(
-        settings or Settings(helo_name="client.test"),
-        routes=[("*", [f"{server.host}:{server.port}"])],
+        settings.model_copy(update={"protocol": server.protocol}),
+        routes=[("*", [route or server.route])],
         transcripts=transcripts,
     )
     async with engine:
@@ -102,6 +104,11 @@ def connection(outcome: Outcome) -> int | None:
 def dialogue(outcome: Outcome) -> list[str]:
     """The commands of an outcome: those that set the session up, then those of its transaction."""
     return [line[3:] for line in outcome.transcript or () if line.startswith("C: ")]
+
+
+def hello(server: MailServer) -> str:
+    """The verb it is greeted with (RFC 2033 §4.1)."""
+    return "LHLO" if server.protocol == "lmtp" else "EHLO"
 
 
 async def assert_arrives(server: MailServer, content: bytes, expected: bytes) -> None:
@@ -138,6 +145,7 @@ async def test_the_null_reverse_path_is_delivered(mail_server: MailServer) -> No
     assert await mail_server.received() == [Received("", ("c@ok.test",), LETTER)]
 
 
+@pytest.mark.parametrize("mail_server", SMTP_SERVERS, indirect=True)
 async def test_without_esmtp_helo_does(mail_server: MailServer) -> None:
     settings = Settings(helo_name="client.test", esmtp=False)
     [outcome] = await deliver(mail_server, letter("c@ok.test"), settings=settings, transcripts=True)
@@ -152,7 +160,7 @@ async def test_without_a_name_of_ours_the_address_is_said(mail_server: MailServe
         mail_server, letter("c@ok.test"), settings=Settings(), transcripts=True
     )
 
-    assert dialogue(outcome)[0] == "EHLO [127.0.0.1]"
+    assert dialogue(outcome)[0] == f"{hello(mail_server)} [127.0.0.1]"
     assert outcome.status == "delivered", outcome.text
 
 
@@ -180,7 +188,9 @@ async def test_report_wishes_are_told_to_servers_that_understand_them(
         assert (rcpt, rcpt_never) == ("RCPT TO:<c@ok.test>", "RCPT TO:<d@ok.test>")
 
 
-@pytest.mark.parametrize("mail_server", ["aiosmtpd", "postfix", "exim", "opensmtpd"], indirect=True)
+@pytest.mark.parametrize(
+    "mail_server", ["aiosmtpd", "postfix", "exim", "opensmtpd", "haraka"], indirect=True
+)
 async def test_content_over_the_announced_size_is_not_offered(mail_server: MailServer) -> None:
     facts = ContentFacts(
         64 * 1024 * 1024 + 1, is_8bit=False, longest_line=70, has_utf8_header=False
@@ -294,7 +304,7 @@ async def test_what_needs_smtputf8_fails_where_it_is_not_offered(
     assert (record["status"], record["scope"], record["stage"]) == ("failed", "host", "mail")
     assert (record["cause"], record["enhanced"]) == ("unsupported", "5.6.7")
     assert "SMTPUTF8" in record["text"]
-    assert dialogue(outcome) == ["EHLO client.test"]
+    assert dialogue(outcome) == [f"{hello(mail_server)} client.test"]
 
 
 async def test_a_domain_beyond_ascii_needs_smtputf8_nowhere(smtp_sink_server: MailServer) -> None:
@@ -334,7 +344,8 @@ async def test_recipients_are_refused_and_deferred_one_by_one(
         assert record["reply"]["code"] == code
         assert f" after {word}RCPT TO:<{outcome.recipient}>: {code} " in record["text"]
         assert record["enhanced"] == record["reply"]["enhanced"]
-    assert outcomes[2].as_dict()["enhanced"] == "4.7.1"
+    later = {"dovecot": "4.3.0"}.get(mail_server.name, "4.7.1")
+    assert outcomes[2].as_dict()["enhanced"] == later
     copies = await mail_server.received(2)
     assert sorted(to for copy in copies for to in copy.recipients) == ["c@ok.test", "d@ok.test"]
     assert {copy.content for copy in copies} == {LETTER}
@@ -404,8 +415,8 @@ async def test_500_messages_share_few_connections_and_arrive_once_each(
 ) -> None:
     contents = {f"c{number}@ok.test": numbered(number) for number in range(500)}
     engine = Engine(
-        Settings(helo_name="client.test"),
-        routes=[("*", [f"{mail_server.host}:{mail_server.port}"])],
+        Settings(helo_name="client.test", protocol=mail_server.protocol),
+        routes=[("*", [mail_server.route])],
     )
     async with engine:
         for recipient, content in contents.items():
@@ -441,6 +452,113 @@ async def test_a_connection_carries_no_more_messages_than_it_may(mail_server: Ma
     assert len(await mail_server.received(8)) == 8
 
 
+# ---- replies after the content that are about one recipient ---------------------------------------
+
+EACH = ["c@ok.test", "full@ok.test", "d@ok.test"]
+
+
+@pytest.mark.parametrize("mail_server", ["dovecot", "exim"], indirect=True)
+@pytest.mark.parametrize("chunking", [True, False])
+async def test_one_of_three_recipients_may_be_refused_after_the_content(
+    mail_server: MailServer, *, chunking: bool
+) -> None:
+    settings = Settings(helo_name="client.test", chunking=chunking)
+    outcomes = await deliver(mail_server, letter(*EACH), settings=settings)
+
+    assert [outcome.status.value for outcome in outcomes] == ["delivered", "failed", "delivered"]
+    record = outcomes[1].as_dict()
+    assert (record["stage"], record["cause"], record["scope"]) == ("final", "reply", "recipient")
+    assert (record["reply"]["code"], record["enhanced"]) == (552, "5.2.2")
+    by = "lmtp" if mail_server.protocol == "lmtp" else "prdr"
+    assert all(outcome.as_dict()["features"][by] for outcome in outcomes)
+    copies = await mail_server.received(2)
+    assert sorted(to for copy in copies for to in copy.recipients) == ["c@ok.test", "d@ok.test"]
+    assert {copy.content for copy in copies} == {LETTER}
+
+
+async def test_without_prdr_the_reply_to_the_content_is_for_all(exim_server: MailServer) -> None:
+    settings = Settings(helo_name="client.test", prdr=False)
+    outcomes = await deliver(exim_server, letter(*EACH), settings=settings)
+
+    assert {outcome.status.value for outcome in outcomes} == {"delivered"}
+    assert not any(outcome.features.prdr for outcome in outcomes)
+    [copy] = await exim_server.received(3)
+    assert sorted(copy.recipients) == sorted(EACH)
+
+
+async def test_lmtp_recipients_are_deferred_after_the_content_one_by_one(
+    dovecot_server: MailServer,
+) -> None:
+    message = letter("broken@ok.test", "c@ok.test", "nobody@ok.test", "full@ok.test", "d@ok.test")
+    outcomes = await deliver(dovecot_server, message, letter("e@ok.test"))
+
+    assert [(outcome.status.value, outcome.stage.value) for outcome in outcomes] == [
+        ("deferred", "final"),
+        ("delivered", "final"),
+        ("failed", "rcpt"),
+        ("failed", "final"),
+        ("delivered", "final"),
+        ("delivered", "final"),
+    ]
+    record = outcomes[0].as_dict()
+    assert (record["cause"], record["scope"]) == ("reply", "recipient")
+    assert (record["reply"]["code"], record["enhanced"]) == (451, "4.2.0")
+    replies = [outcome.reply.text for outcome in outcomes if outcome.reply]
+    names = ("broken", "c", "nobody", "full", "d", "e")
+    for name, reply in zip(names, replies, strict=True):
+        assert f"<{name}@ok.test>" in reply
+    assert len(await dovecot_server.received(3)) == 3
+
+
+# ---- LMTP ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunking", [True, False])
+async def test_lmtp_goes_over_a_unix_socket(dovecot_server: MailServer, *, chunking: bool) -> None:
+    settings = Settings(helo_name="client.test", chunking=chunking)
+    route = f"unix:{dovecot_server.socket}"
+    messages = [letter("c@ok.test", "nobody@ok.test"), letter("d@ok.test")]
+    outcomes = await deliver(
+        dovecot_server, *messages, settings=settings, transcripts=True, route=route
+    )
+
+    assert [outcome.status.value for outcome in outcomes] == ["delivered", "failed", "delivered"]
+    for outcome in outcomes:
+        record = outcome.as_dict()
+        assert (record["host"], record["address"], record["port"]) == (route, None, None)
+        assert (record["features"]["lmtp"], record["features"]["chunking"]) == (True, chunking)
+    assert dialogue(outcomes[0])[:2] == ["LHLO client.test", f"MAIL FROM:<{SENDER}>"]
+    copies = await dovecot_server.received(2)
+    assert sorted(copy.recipients for copy in copies) == [("c@ok.test",), ("d@ok.test",)]
+    assert {copy.content for copy in copies} == {LETTER}
+
+
+async def test_ignorequota_is_not_asked_of_servers_that_do_not_offer_it(
+    dovecot_server: MailServer,
+) -> None:
+    settings = Settings(helo_name="client.test", lmtp_ignore_quota=True)
+    outcomes = await deliver(
+        dovecot_server, letter("c@ok.test", "full@ok.test"), settings=settings, transcripts=True
+    )
+
+    assert "IGNOREQUOTA" not in dovecot_server.capabilities
+    assert "RCPT TO:<full@ok.test>" in dialogue(outcomes[0])
+    assert statuses(outcomes) == {"c@ok.test": "delivered", "full@ok.test": "failed"}
+
+
+async def test_the_command_line_takes_a_unix_socket(dovecot_server: MailServer) -> None:
+    options = ["--host", f"unix:{dovecot_server.socket}", "--set", "protocol=lmtp"]
+    done = await send(*options, "--sender", SENDER, *EACH, stdin=LETTER)
+
+    assert done.returncode == 69, done.stderr
+    assert {record["recipient"]: record["status"] for record in records(done)} == {
+        "c@ok.test": "delivered",
+        "full@ok.test": "failed",
+        "d@ok.test": "delivered",
+    }
+    assert len(await dovecot_server.received(2)) == 2
+
+
 # ---- the command line ---------------------------------------------------------------------------
 
 
@@ -461,11 +579,13 @@ def records(process: CompletedProcess[bytes]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in process.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("mail_server", ["postfix", "exim", "opensmtpd"], indirect=True)
+@pytest.mark.parametrize(
+    "mail_server", ["postfix", "exim", "opensmtpd", "dovecot", "haraka"], indirect=True
+)
 async def test_the_command_line_sends_a_message(mail_server: MailServer) -> None:
-    host = f"{mail_server.host}:{mail_server.port}"
+    options = ["--host", mail_server.route, "--set", f"protocol={mail_server.protocol}"]
     to = ["c@ok.test", "nobody@ok.test"]
-    done = await send("--host", host, "--sender", SENDER, *to, stdin=LETTER)
+    done = await send(*options, "--sender", SENDER, *to, stdin=LETTER)
 
     assert done.returncode == 69, done.stderr
     found = {record["recipient"]: record for record in records(done)}
@@ -492,7 +612,7 @@ async def test_the_command_line_sends_a_batch(mail_server: MailServer, tmp_path:
         for n, content in enumerate(contents)
     ]
     batch.write_text("\n".join(lines))
-    done = await send("--host", f"{mail_server.host}:{mail_server.port}", "--batch", batch)
+    done = await send("--host", mail_server.route, "--batch", batch)
 
     assert done.returncode == 0, done.stderr
     assert {(r["message"], r["recipient"], r["status"]) for r in records(done)} == {

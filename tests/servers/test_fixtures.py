@@ -45,7 +45,11 @@ CONTENT = (
 
 
 def connect(server: MailServer) -> smtplib.SMTP:
-    return smtplib.SMTP(server.host, server.port, local_hostname="client.test", timeout=20)
+    speak = smtplib.LMTP if server.protocol == "lmtp" else smtplib.SMTP
+    client = speak(server.host, server.port, local_hostname="client.test")
+    assert client.sock is not None
+    client.sock.settimeout(20)
+    return client
 
 
 def send(
@@ -53,6 +57,8 @@ def send(
 ) -> None:
     with connect(server) as client:
         assert client.sendmail(sender, recipients, content) == {}
+        if server.protocol == "lmtp":  # each recipient has a reply, of which it heard the first
+            assert {client.getreply()[0] for _ in recipients[1:]} <= {250}
 
 
 def answer(server: MailServer, recipient: str) -> int:
@@ -74,7 +80,7 @@ async def test_the_null_reverse_path_is_read_back(mail_server: MailServer) -> No
     assert received == Received("", ("c@ok.test",), CONTENT)
 
 
-@pytest.mark.parametrize("mail_server", ["aiosmtpd", "postfix", "exim"], indirect=True)
+@pytest.mark.parametrize("mail_server", ["aiosmtpd", "postfix", "exim", "haraka"], indirect=True)
 async def test_addresses_beyond_ascii_are_read_back(mail_server: MailServer) -> None:
     def send_utf8() -> None:
         with connect(mail_server) as client:

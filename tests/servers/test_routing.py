@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine import Engine, Message, Recipient, Settings, from_octets
+from tests.servers.fixtures import SMTP_SERVERS
 from tests.servers.mailbox import Received
 from tests.servers.process import free_port
 
@@ -78,6 +79,7 @@ def place(outcome: Outcome) -> tuple[str | None, str | None]:
 # ---- the way to a host --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("mail_server", SMTP_SERVERS, indirect=True)
 async def test_mail_goes_to_the_mx_host(mail_server: MailServer, name_server: Zone) -> None:
     zone = name_server(f"ok.test. IN MX 10 mx1.test.\n{HOSTS}")
     [outcome] = await route(zone, mail_server.port, letter("c@ok.test"))

@@ -13,6 +13,7 @@ from engine.smtp.content import (
     Normaliser,
     Scanner,
     normalise,
+    prepare_binary,
     scan,
     stuff,
 )
@@ -233,3 +234,35 @@ def test_stuffing_octet_by_octet_equals_stuffing_whole(octets):
 def test_a_piece_without_leading_dots_is_not_copied():
     chunk = b"a.b\r\nc\r\n"
     assert DotStuffer().feed(chunk) is chunk
+
+
+# --- binary
+
+
+@pytest.mark.parametrize(
+    ("octets", "is_binary"),
+    [
+        (b"", False),
+        (b"a: b\r\n\r\nc\r\n", False),
+        (b"a: b\r\n\r\n\xc3\xa9\r\n", False),
+        (b"a: b\r\n\r\nno end", True),
+        (b"a: b\r\n\r\n\0\r\n", True),
+        (b"a: b\r\n\r\nx\ry\r\n", True),
+        (b"a: b\r\n\r\nx\ny\r\n", True),
+    ],
+)
+def test_what_is_not_made_of_lines_is_binary_and_stays_as_it_is(octets, is_binary):
+    prepared, facts = prepare_binary(octets)
+
+    assert prepared is octets
+    assert facts.is_binary is is_binary
+    assert facts.is_8bit is (is_binary or not octets.isascii())
+    assert facts.octets == len(octets)
+
+
+@pytest.mark.parametrize(
+    "header", [b"a: b\n\r\n\r\n", b"a: \0\r\n\r\n", b"a:\rb\r\n\r\n", b"a: b\n"]
+)
+def test_a_header_section_is_made_of_lines_whatever_follows(header):
+    with pytest.raises(ContentError):
+        prepare_binary(header + b"x")

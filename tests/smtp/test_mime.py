@@ -526,3 +526,40 @@ def test_whatever_comes_is_7_bit_afterwards_or_refused(octets):
             result = to_seven_bit(content)
             assert result.isascii()
             assert to_seven_bit(result) is result
+
+
+# -- binary ---------------------------------------------------------------------------------------
+
+
+def test_a_part_that_is_not_made_of_lines_becomes_base64():
+    image = bytes(range(256))
+    octets = (
+        b"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=x\r\n\r\n"
+        b"--x\r\nContent-Type: text/plain\r\n\r\nhello\r\n"
+        b"--x\r\nContent-Type: image/png\r\nContent-Transfer-Encoding: binary\r\n\r\n"
+        + image
+        + b"\r\n--x\r\nContent-Type: text/plain\r\nContent-Transfer-Encoding: binary\r\n\r\none\ntwo"
+        b"\r\n--x--\r\n"
+    )
+
+    converted = to_seven_bit(octets, is_binary=True)
+
+    assert converted.isascii()
+    assert not set(converted.replace(b"\r\n", b"")) & set(b"\r\n\0")
+    parts = email.message_from_bytes(converted).get_payload()
+    assert [part.get_payload(decode=True) for part in parts] == [b"hello", image, b"one\ntwo"]
+
+
+def test_a_binary_message_without_parts_becomes_base64():
+    octets = b"MIME-Version: 1.0\r\nContent-Type: application/octet-stream\r\n\r\n\0\r\n\n\xff"
+
+    converted = to_seven_bit(octets, is_binary=True)
+
+    assert email.message_from_bytes(converted).get_payload(decode=True) == b"\0\r\n\n\xff"
+
+
+def test_binary_octets_between_parts_are_refused():
+    octets = b"Content-Type: multipart/mixed; boundary=x\r\n\r\n\0\r\n--x\r\n\r\na\r\n--x--\r\n"
+
+    with pytest.raises(NotConvertibleError, match="outside its parts"):
+        to_seven_bit(octets, is_binary=True)

@@ -1,0 +1,524 @@
+"""The values that go into a store of queued mail and come out of it.  Knows no I/O.
+
+Made and read by whoever submits, by the scheduler and by the command line; `engine.queue.store` says
+what a store does with them.  All times are wall-clock seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from engine.errors import SubmitError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from engine.message import Message
+
+#: The range that the SMTP extension MT-PRIORITY has.
+MIN_PRIORITY: Final = -9
+MAX_PRIORITY: Final = 9
+#: Recipients of one message: it is taken as a whole, and others wait meanwhile.
+MAX_RECIPIENTS: Final = 100_000
+#: Characters of a message's id, of a tenant's and of a job's name.
+MAX_NAME: Final = 255
+
+
+class State(StrEnum):
+    """Where a recipient is."""
+
+    QUEUED = "queued"
+    LEASED = "leased"
+    HELD = "held"
+    #: Done with, and somebody is yet to be told.
+    ENDED = "ended"
+
+
+class Result(StrEnum):
+    """What settling a recipient does."""
+
+    #: It leaves the queue: delivered, or taken for delivered.
+    DELIVERED = "delivered"
+    #: It leaves the queue: given up.
+    FAILED = "failed"
+    #: It waits for its next attempt.
+    DEFERRED = "deferred"
+    #: It waits for a person.
+    HELD = "held"
+    #: It is queued again, and the attempt does not count: it was not tried after all, or our own
+    #: fault kept it from being delivered.
+    RELEASED = "released"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the recipient leaves the queue."""
+        return self in (Result.DELIVERED, Result.FAILED)
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether the recipient is queued again."""
+        return self in (Result.DEFERRED, Result.RELEASED)
+
+
+class Action(StrEnum):
+    """What a person does to recipients."""
+
+    #: Try at once; a back-off of its site ends.
+    RETRY = "retry"
+    #: Keep until released.
+    HOLD = "hold"
+    #: Back to the queue, due at once.
+    RELEASE = "release"
+    #: Give up; who is to be told is told.
+    CANCEL = "cancel"
+    #: Delete, and tell nobody.
+    PURGE = "purge"
+
+    @property
+    def states(self) -> frozenset[State]:
+        """The states of recipients it can be done to."""
+        match self:
+            case Action.RETRY:
+                return frozenset({State.QUEUED})
+            case Action.HOLD:
+                return frozenset({State.QUEUED, State.LEASED})
+            case Action.RELEASE:
+                return frozenset({State.HELD})
+            case Action.CANCEL:
+                return frozenset({State.QUEUED, State.LEASED, State.HELD})
+            case Action.PURGE:
+                return frozenset(State)
+
+    @property
+    def reason(self) -> str:
+        """What is noted as the reason when nobody gave one; empty leaves the one before."""
+        match self:
+            case Action.HOLD:
+                return "held by hand"
+            case Action.CANCEL:
+                return "cancelled by hand"
+            case _:
+                return ""
+
+
+# ---- going in -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A message and how it is to be queued.
+
+    Attributes:
+        message: It; its id is what makes submitting it twice harmless.
+        submitted_at: When.
+        tenant: Whose mail it is; tenants share what can be sent.
+        job: What it is part of; jobs share what their tenant can send.
+        priority: From -9 to 9; a higher one goes first, always.
+        not_before: When it may be tried at the earliest; `None`: at once.
+        deadline: When it is given up, unless it is held or on its way just then; `None`: when the
+            retry rules say so.
+        is_held: Whether it waits for a person first.
+
+    Raises:
+        SubmitError: An id, a name or a number that cannot be kept; the text says which.
+    """
+
+    message: Message
+    submitted_at: float
+    tenant: str = ""
+    job: str = ""
+    priority: int = 0
+    not_before: float | None = None
+    deadline: float | None = None
+    is_held: bool = False
+
+    def __post_init__(self) -> None:
+        _check_name("id", self.message.id, least=1)
+        _check_name("tenant", self.tenant)
+        _check_name("job", self.job)
+        if (count := len(self.message.recipients)) > MAX_RECIPIENTS:
+            raise SubmitError(
+                f"message {self.message.id!r} has {count} recipients; allowed are "
+                f"{MAX_RECIPIENTS}: split it"
+            )
+        if not MIN_PRIORITY <= self.priority <= MAX_PRIORITY:
+            raise SubmitError(
+                f"priority {self.priority}; allowed are {MIN_PRIORITY} to {MAX_PRIORITY}"
+            )
+        for name in ("submitted_at", "not_before", "deadline"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < MAX_TIME:
+                raise SubmitError(f"{name} {value}; allowed are seconds since the epoch")
+        for recipient in self.message.recipients:
+            if recipient.orcpt is not None:
+                _check_text("orcpt", recipient.orcpt)
+
+
+#: Year 5138: whoever passes milliseconds is told.
+MAX_TIME: Final = 1e11
+
+
+def _check_name(what: str, text: str, least: int = 0) -> None:
+    if not least <= len(text) <= MAX_NAME:
+        raise SubmitError(
+            f"{what} of {len(text)} characters; allowed are {least} to {MAX_NAME} characters"
+        )
+    _check_text(what, text)
+
+
+def _check_text(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise SubmitError(f"{what} {text!a}: allowed is text that UTF-8 can encode") from None
+    if "\0" in text:
+        raise SubmitError(f"{what} {text!r}: allowed is text without NUL")
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A message is in the store for good.
+
+    Attributes:
+        id: Its id.
+        is_new: Whether this submission put it there; `False`: it was there, or had been there and
+            is done with already.
+    """
+
+    id: str
+    is_new: bool
+
+
+# ---- coming out, and going back in --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeasedRecipient:
+    """A recipient that the owner of a lease is answerable for.
+
+    Attributes:
+        number: Names it in this store.
+        address: As in outcomes.
+        site: The site it counts for.
+        attempts: How often it was leased to be tried, this time included.
+        first_attempt_at: When it was leased to be tried for the first time.
+        wait: How long it last waited by its rule, in seconds and before jitter; 0.0 at first.
+        reason: Why it last waited, in one line; empty at first.
+    """
+
+    number: int
+    address: str
+    site: str
+    attempts: int
+    first_attempt_at: float
+    wait: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeasedMessage:
+    """A message and those of its recipients that are leased.
+
+    Attributes:
+        message: The message with just these recipients, ready to be delivered.
+        recipients: The same recipients, in the same order, as the store knows them.
+        lease: The lease they are under.
+        submitted_at: When it was submitted.
+        deadline: When it is to be given up, `None` where nobody said.
+        tenant: As submitted.
+        job: As submitted.
+        priority: As submitted.
+    """
+
+    message: Message
+    recipients: tuple[LeasedRecipient, ...]
+    lease: int
+    submitted_at: float
+    deadline: float | None = None
+    tenant: str = ""
+    job: str = ""
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteState:
+    """How a site has been doing.
+
+    Attributes:
+        name: The site's.
+        not_before: No recipient of it is leased before; 0.0 when nothing is wrong.
+        failures: How often in a row it had to be backed off.
+        reason: Why, in one line.
+    """
+
+    name: str
+    not_before: float = 0.0
+    failures: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """What a call of `lease` gives.
+
+    Attributes:
+        number: Names the lease; 0 when nothing was leased.
+        messages: What to deliver.
+        expired: What is past its deadline: leased as well, to be settled without a try.
+        sites: Of the sites in `messages`, those that are not in good health.
+        next_due: When there will be something to lease next, as far as is known; it may be past
+            when not all of what is due has been looked at.  `None`: never, as things are.
+        is_clogged: Whether something is due but its sites have as many recipients out as they may.
+    """
+
+    number: int = 0
+    messages: tuple[LeasedMessage, ...] = ()
+    expired: tuple[LeasedMessage, ...] = ()
+    sites: Mapping[str, SiteState] = field(default_factory=dict)
+    next_due: float | None = None
+    is_clogged: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """What becomes of one leased recipient.
+
+    Attributes:
+        lease: The lease it is under.
+        recipient: Its number.
+        result: What to do.
+        due: When to try next; for `DEFERRED` and `RELEASED`.
+        wait: What to remember as its wait, in seconds; `None` leaves the one before.
+        reason: One line that says why, for `queue show`; empty leaves the one before.
+        last: Its last outcome, as JSON text; `None` leaves the one before.
+        report: Whether somebody is to be told how it ended: it then stays as `ENDED` until
+            `forget`.  For final results.
+    """
+
+    lease: int
+    recipient: int
+    result: Result
+    due: float = 0.0
+    wait: float | None = None
+    reason: str = ""
+    last: str | None = None
+    report: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What became of leases whose owners are gone.
+
+    Attributes:
+        released: How many recipients were provably not delivered; they are queued again, due when
+            their lease said.
+        doubtful: Those who were marked: they may have the message.  They are under a lease of the
+            caller now, who has to settle them.
+    """
+
+    released: int = 0
+    doubtful: tuple[LeasedMessage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Somebody who holds leases.
+
+    Attributes:
+        name: As the leases say.
+        deadline: Until when the last of them holds.
+        recipients: How many recipients are under them.
+    """
+
+    name: str
+    deadline: float
+    recipients: int
+
+
+# ---- looking and steering -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which recipients; those that satisfy all that is given, everybody when nothing is.
+
+    Attributes:
+        states: In one of these states.
+        message: Of the message with this id.
+        recipient: With this address, written just so.
+        domain: Of this routing domain; with a leading `*.` of its subdomains.
+        sender: Of messages with this reverse-path; `""` is the null path.
+        tenant: Of this tenant.
+        job: Of this job.
+    """
+
+    states: frozenset[State] = frozenset()
+    message: str | None = None
+    recipient: str | None = None
+    domain: str | None = None
+    sender: str | None = None
+    tenant: str | None = None
+    job: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One recipient as the command line shows it.
+
+    Attributes:
+        number: Its number; entries are listed in this order.
+        message: Its message's id.
+        sender: The reverse-path, `""` for the null path.
+        recipient: Its address.
+        state: Where it is.
+        attempts: How often it was tried.
+        next_attempt: When it is due; while it is leased, when it will be should the worker die;
+            `None` when it is held or has ended.
+        submitted_at: When its message was submitted.
+        deadline: When it is given up at the latest, if somebody said.
+        tenant: As submitted.
+        job: As submitted.
+        priority: As submitted.
+        site: The site it counts for, as far as is known.
+        result: How it ended, if it did.
+        reason: Why it is where it is, in one line; empty before the first attempt.
+        last: Its last outcome as JSON text, or `None`.
+    """
+
+    number: int
+    message: str
+    sender: str
+    recipient: str
+    state: State
+    attempts: int
+    next_attempt: float | None
+    submitted_at: float
+    deadline: float | None = None
+    tenant: str = ""
+    job: str = ""
+    priority: int = 0
+    site: str = ""
+    result: Result | None = None
+    reason: str = ""
+    last: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry as `queue list --json` prints it; times are seconds since the epoch."""
+        return {
+            "message": self.message,
+            "recipient": self.recipient,
+            "state": self.state.value,
+            "attempts": self.attempts,
+            "next_attempt": self.next_attempt,
+            "last": None if self.last is None else json.loads(self.last),
+            "reason": self.reason,
+            "sender": self.sender,
+            "submitted_at": self.submitted_at,
+            "deadline": self.deadline,
+            "tenant": self.tenant,
+            "job": self.job,
+            "priority": self.priority,
+            "site": self.site,
+            "result": self.result and self.result.value,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some entries, in the order of their numbers.
+
+    Attributes:
+        entries: They; there may be none although more follow.
+        next: What to pass as `after` for what follows; `None` at the end.
+    """
+
+    entries: tuple[Entry, ...]
+    next: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How much is in the store.
+
+    Attributes:
+        queued: Recipients that wait.
+        due: Of these, those that could be tried now.
+        leased: Recipients that a worker is at.
+        held: Recipients that wait for a person.
+        ended: Recipients that somebody is to be told about.
+        messages: Messages with any of these.
+        oldest: When the first of these messages was submitted, `None` without any.
+        next_due: When the next recipient is due, `None` without any.
+    """
+
+    queued: int = 0
+    due: int = 0
+    leased: int = 0
+    held: int = 0
+    ended: int = 0
+    messages: int = 0
+    oldest: float | None = None
+    next_due: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """How much waits for one site.
+
+    Attributes:
+        site: How it has been doing.
+        queued: Recipients that wait.
+        due: Of these, those that could be tried now if the site had room for them.
+        leased: Recipients that a worker is at.
+        next_due: When the first of those that wait is due, `None` without any.
+    """
+
+    site: SiteState
+    queued: int = 0
+    due: int = 0
+    leased: int = 0
+    next_due: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message as it lies in the store, with those of its recipients that are still there.
+
+    Attributes:
+        number: Its number; messages are returned in this order.
+        message: It, with these recipients; its content can be read while it is in the store.
+        entries: The same recipients, in the same order.
+        is_damaged: Whether its content is not what was written; a large content that is damaged
+            says so when it is read.
+    """
+
+    number: int
+    message: Message
+    entries: tuple[Entry, ...]
+    is_damaged: bool = False
+
+
+#: Every recipient.
+EVERYBODY: Final = Selection()
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+
+def to_milliseconds(seconds: float) -> int:
+    """Return a time as stores keep it: exact in JSON, in SQLite and in other databases."""
+    return round(seconds * 1000)
+
+
+def check_weight(weight: float) -> None:
+    """Refuse what is no weight.
+
+    Raises:
+        ValueError: It is not above 0, or not finite.
+    """
+    if not (weight > 0 and math.isfinite(weight)):
+        raise ValueError(f"weight {weight}; allowed are finite numbers above 0")

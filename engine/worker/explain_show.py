@@ -50,12 +50,21 @@ _MOST: Final = 10
 #: Characters of a TLSA record.
 _RECORD: Final = 24
 
+_TROUBLE: Final = "TROUBLE"
+_RULED_OUT: Final = "Ruled out"
+_ALARMS: Final = (_TROUBLE, _RULED_OUT)
+_JUDGES: Final = {"chain": "Chain", "name": "Name", "dane": "DANE", "mta-sts": "MTA-STS"}
+_GOOD: Final = "good:"
+_BAD: Final = "BAD:"
+
 _Row = tuple[str, str]
 
 
 def render(explanation: Explanation) -> RenderableType:
     """Return the explanation of one address."""
-    parts: list[RenderableType] = [_headline(explanation), _rows(_about(explanation))]
+    line = Text(explanation.address, style="bold")
+    line.append(f"  {explanation.result.value}", STYLES[explanation.result])
+    parts: list[RenderableType] = [line, _rows(_about(explanation))]
     if explanation.hosts:
         parts += [Text(), Padding(_hosts(explanation.hosts), (0, 0, 0, 1))]
     if _has_equals(explanation.hosts) and explanation.way.kind == "mx":
@@ -65,13 +74,6 @@ def render(explanation: Explanation) -> RenderableType:
     return Group(*parts, Text())
 
 
-def _headline(explanation: Explanation) -> Text:
-    line = Text(explanation.address, style="bold")
-    line.append(f"  {explanation.result.value}", f"bold {STYLES[explanation.result]}")
-    code = f"{explanation.enhanced} " if explanation.enhanced is not None else ""
-    return line.append(f": {code}{explanation.text}", "not bold")
-
-
 def _rows(rows: Iterable[_Row], indent: int = 1) -> RenderableType:
     """Return labels with their texts; a label that repeats is written once."""
     table = Table.grid(padding=(0, 1))
@@ -79,15 +81,29 @@ def _rows(rows: Iterable[_Row], indent: int = 1) -> RenderableType:
     table.add_column(overflow="fold")
     last = ""
     for label, text in rows:
-        table.add_row("" if label == last else label, Text(text))
+        table.add_row("" if label == last else label, _coloured(label, text))
         last = label
     return Padding(table, (0, 0, 0, indent))
+
+
+def _coloured(label: str, text: str) -> Text:
+    """Return the text with what decides in a colour."""
+    if label in _ALARMS:
+        return Text(text, "red")
+    shown = Text(text)
+    if label in _JUDGES.values():
+        # Not red: what is bad by one judge may be asked of no host (`_TROUBLE` is where it is).
+        style = "green" if text.startswith(_GOOD) else "yellow" if text.startswith(_BAD) else ""
+        shown.stylize(style, 0, text.find(":"))
+    return shown
 
 
 # ---- the domain ---------------------------------------------------------------------------------
 
 
 def _about(explanation: Explanation) -> Iterator[_Row]:
+    code = f"{explanation.enhanced} " if explanation.enhanced is not None else ""
+    yield "Mail", code + explanation.text
     yield "Domain", explanation.domain
     yield "Route", _way(explanation.way)
     if not explanation.is_validating:
@@ -232,7 +248,7 @@ def _terms(host: HostFact, place: PlaceFact) -> Iterator[_Row]:
         yield "TLS", place.tls.text
     if place.refused is not None:
         refused = place.refused
-        yield "Ruled out", f"{refused.enhanced} {refused.text}"
+        yield _RULED_OUT, f"{refused.enhanced} {refused.text}"
     if place.requiretls is not None and place.refused is None:
         yield "REQUIRETLS", place.requiretls.removeprefix("REQUIRETLS: ")
     if place.known is not None:
@@ -286,7 +302,7 @@ def _probe(probe: ProbeFact) -> Iterator[_Row]:
         yield from _tls(probe.tls)
     if probe.hello_over_tls is not None:
         yield "Over TLS", _keywords(probe.hello_over_tls)
-    yield "Mail" if probe.is_good else "TROUBLE", probe.text
+    yield "Mail" if probe.is_good else _TROUBLE, probe.text
 
 
 def _connection(probe: ProbeFact, seconds: float) -> str:
@@ -310,9 +326,7 @@ def _tls(tls: TlsFact) -> Iterator[_Row]:
     else:
         yield from _certificate(tls.certificate, tls.certificates)
     for judgement in tls.judgements:
-        label = {"chain": "Chain", "name": "Name", "dane": "DANE", "mta-sts": "MTA-STS"}
-        verdict = "good" if judgement.is_met else "BAD"
-        yield label[judgement.by], f"{verdict}: {judgement.text}"
+        yield _JUDGES[judgement.by], f"{_GOOD if judgement.is_met else _BAD} {judgement.text}"
 
 
 def _certificate(certificate: Certificate, count: int) -> Iterator[_Row]:
@@ -327,7 +341,8 @@ def _certificate(certificate: Certificate, count: int) -> Iterator[_Row]:
     yield "Certificate", f"until {certificate.not_after[:10]} ({left}); {certificate.key}"
     yield "Certificate", f"{count} sent" if count != 1 else "sent alone"
     for text in certificate.tlsa[:1]:
-        yield "Certificate", f"TLSA {text}"
+        kind, _, digest = text.rpartition(" ")
+        yield f"TLSA {kind}", digest
 
 
 def _keywords(offered: Mapping[str, str]) -> str:

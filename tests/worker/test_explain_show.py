@@ -117,7 +117,8 @@ EXPLANATION = Explanation(
     ),
 )
 TEXT = """\
-bob@x.test  tried: would be tried at 1 address
+bob@x.test  tried
+ Mail        would be tried at 1 address
  Domain      x.test
  Route       MX records, signed (DNSSEC); holds for 60 min
  MX             10 mx1.x.test
@@ -162,8 +163,7 @@ bob@x.test  tried: would be tried at 1 address
               by CN=Example Root,O=Example
               until 2026-04-01 (60 days left); elliptic curve secp256r1
               2 sent
-              TLSA 3 1 1
-              abababababababababababababababababababababababababababababababab
+  TLSA 3 1 1  abababababababababababababababababababababababababababababababab
   Chain       BAD: the certificate is not trusted: no issuer
   DANE        good: 3 1 1 abababababababab… matches
   Over TLS    PIPELINING
@@ -209,7 +209,8 @@ def test_what_cannot_be_routed_is_short():
     assert (
         draw(found)
         == """\
-bob@x.test  failed: 5.1.2 x.test does not exist in the DNS
+bob@x.test  failed
+ Mail        5.1.2 x.test does not exist in the DNS
  Domain      x.test
  Route       MX records were asked for, not signed; holds for 5 min
  DNSSEC      no name server is trusted to validate: nothing counts as signed
@@ -315,6 +316,24 @@ def test_it_fits_its_terminal(width: int, colours: bool):
     visible = io.StringIO()
     Console(file=visible, width=2000).print(Text.from_ansi(text))
     assert max(len(line.rstrip()) for line in visible.getvalue().splitlines()) <= width
+
+
+def test_what_decides_is_coloured():
+    lines = map(Text.from_ansi, draw(EXPLANATION, colours=True).splitlines())
+    green, yellow, red = "color(2)", "color(3)", "color(1)"
+    coloured = {
+        (line.plain[start:end].strip(), colour)
+        for line in lines
+        for start, end, style in line.spans
+        for colour in (green, yellow, red)
+        if colour in str(style)
+    }
+    assert coloured == {
+        ("tried", green),
+        ("BAD", yellow),
+        ("good", green),
+        ("4.7.1 mx2.x.test is not allowed", red),
+    }
 
 
 def test_markup_of_a_peer_is_text():

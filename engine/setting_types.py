@@ -71,6 +71,12 @@ def _flag(value: object) -> bool:
     return value
 
 
+def _flag_or_auto(value: object) -> bool | str:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    raise _refusal(show(value), 'true, false or "auto"')
+
+
 def _whole(least: int | None = None) -> PlainValidator:
     allowed = "a whole number" if least is None else f"a whole number, {least} or more"
 
@@ -451,6 +457,8 @@ def _auth(value: object) -> object:
 Seconds = Annotated[float, PlainValidator(_seconds)]
 #: True or false, and nothing like it.
 Flag = Annotated[bool, PlainValidator(_flag)]
+#: True, false, or where the server is known to take it.
+FlagOrAuto = Annotated[bool | Literal["auto"], PlainValidator(_flag_or_auto)]
 #: A whole number.
 Whole = Annotated[int, _whole()]
 #: A whole number, 0 or more.

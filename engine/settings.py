@@ -31,6 +31,7 @@ from engine.setting_types import (
     Dscp,
     FileName,
     Flag,
+    FlagOrAuto,
     HeloName,
     Interfaces,
     Limit,
@@ -126,9 +127,9 @@ class Settings(BaseModel):
     chunking: Flag = True
     #: A reply for each recipient after the content, where PRDR is offered.  Exim: on.
     prdr: Flag = True
-    #: QUIT behind the last content, without waiting for its reply, where the server is known to take
-    #: it.  Exim: on, anywhere.
-    quit_pipelining: Flag = True
+    #: QUIT behind the last content, without waiting for its reply.  `auto`: where the server is known
+    #: to take it; others may lose their reply (Haraka 3.3).  Exim: on, anywhere.
+    quit_pipelining: FlagOrAuto = "auto"
     #: Mail transactions in flight on one connection; 1 is lockstep, as in Exim.  `auto`: more
     #: where the server is known to take it.
     stream_depth: StreamDepth = "auto"

@@ -49,6 +49,8 @@ FLOOR_PLAN = {
     "queue": {"values", "smtp"},
     "delivery": {"net", "report", "values", "smtp"},
     "engine": {"delivery", "net", "queue", "report", "routing", "values", "smtp"},
+    # The engine for programs that are not in Trio; nothing below knows of it.
+    "embedding": {"engine", "report", "values", "smtp"},
     "worker": {
         "engine",
         "delivery",
@@ -75,8 +77,10 @@ FLOOR_PLAN = {
 USES_FAKES = {"engine.worker.demo"}
 #: What stands in `engine/` itself and is no value.
 ROOM_OF = dict.fromkeys(
-    ("__init__", "callout", "dispatch", "engine", "single", "tls_files", "tls_reports"), "engine"
+    ("__init__", "callout", "dispatch", "engine", "single", "stored", "tls_files", "tls_reports"),
+    "engine",
 )
+ROOM_OF |= dict.fromkeys(("aio", "blocking", "guest", "hosted"), "embedding")
 ROOM_OF["__main__"] = "worker"
 
 IO_MODULES = {"trio", "socket", "ssl", "select", "selectors", "threading", "sqlite3", "subprocess"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -90,6 +91,44 @@ async def test_watch_events_prints_log_lines_and_numbers():
     )
     assert re.search(r"^end: .* connections_open=0, .* sites=\(\)\)$", printed, re.MULTILINE)
     assert "3 recipient.settled" in printed
+
+
+async def test_django_sends_from_many_threads_over_few_connections():
+    sent, silent, refusal, connections = (await run(EXAMPLES / "django_backend.py")).splitlines()
+    assert (sent, silent) == ("100 sent", "0 sent")
+    assert refusal.endswith("RCPT TO:<reject@example.net>: 550 5.1.1 no such user")
+    assert int(connections.split()[0]) < 20
+
+
+async def test_a_fastapi_endpoint_answers_with_outcomes():
+    known, later, wrong, late = (await run(EXAMPLES / "fastapi_endpoint.py")).splitlines()
+    status, _, record = known.partition(" ")
+    outcomes = ast.literal_eval(record)
+    assert status == "200"
+    assert {each["recipient"]: each["status"] for each in outcomes} == {
+        "ada@x.test": "delivered",
+        "reject@x.test": "failed",
+    }
+    assert later == "202 []"
+    assert wrong.startswith("422 {'detail': 'address")
+    assert late == "late: slow-2@x.test delivered"
+
+
+async def test_a_celery_job_tries_again_for_those_who_are_left():
+    printed = (await run(EXAMPLES / "celery_style_job.py")).splitlines()
+    deferred = [line for line in printed if line.startswith("deferred: ")]
+    final: dict[str, str] = {}
+    for line in printed:
+        if line not in deferred:
+            final |= ast.literal_eval(line)
+    assert deferred == ["deferred: greylist@example.net"] + 10 * ["deferred: defer@example.net"]
+    assert final == {
+        "ada@example.net": "delivered",
+        "reject@example.net": "failed",
+        "greylist@example.net": "delivered",
+        "close-after-dot@example.net": "unknown",
+        "defer@example.net": "given up",
+    }
 
 
 def test_every_example_is_tested_and_short():

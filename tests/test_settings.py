@@ -36,7 +36,7 @@ DEFAULTS = {
     "early_pipelining": False,
     "chunking": True,
     "prdr": True,
-    "quit_pipelining": True,
+    "quit_pipelining": "auto",
     "stream_depth": "auto",
     "one_flight_octets": 65536,
     "size_addition": 1024,

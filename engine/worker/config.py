@@ -2,8 +2,8 @@
 
 Called by the command line before anything else happens.  All problems are collected, so that one
 run shows them all, each with the line or option it comes from.
-Not here: what single settings may be (`engine.settings`), and the sections of the worker
-(`[queue]`, `[worker]`, `[[retry]]`), which are known here and left alone.
+Not here: what single settings may be (`engine.settings`, `engine.worker.sections`), and retry rules
+(`engine.queue.retry`).
 """
 
 from __future__ import annotations
@@ -15,25 +15,30 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from pydantic import ValidationError
 
 from engine.errors import ConfigError
 from engine.paths import MATCH_ALLOWED, Match, PathRule, SettingsTable
+from engine.queue.retry import RetryRules, read_rules
+from engine.report.tlsrpt_form import Reporter
 from engine.routing.nameservers import parse_server
 from engine.routing.table import HOST_FORMS, MATCH_FORMS, RouteTable, parse_host, read_name
 from engine.settings import SECRET, Settings, contradictions, explain
 from engine.showing import show, show_key, suggest
 from engine.tls_files import file_problems
 from engine.units import DURATION_ALLOWED, parse_duration
+from engine.worker.sections import QueueSection, TlsReportsSection, WorkerSection
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from pydantic import BaseModel
 
-#: Sections of the worker, and whether each is an array of tables.
-_WORKER_SECTIONS: Final[Mapping[str, bool]] = {"queue": False, "worker": False, "retry": True}
-_SECTIONS: Final = ("defaults", "paths", "routes", "routing", "dns", *_WORKER_SECTIONS)
+_SECTIONS: Final = (
+    *("defaults", "paths", "routes", "routing", "dns"),
+    *("queue", "worker", "retry", "tls_reports"),
+)
 
 _DNS_TIMEOUT: Final = 5.0  # seconds
 
@@ -44,6 +49,7 @@ _NAMES_ALLOWED: Final = "host names of this machine"
 _PORT_ALLOWED: Final = "a number from 1 to 65535 or a TCP service that this host knows"
 
 Table = Mapping[str, object]
+_Section = TypeVar("_Section", bound="BaseModel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,11 @@ class Config:
         own_addresses: IP addresses that are ourselves; `None`: those of this machine; empty:
             nothing is.
         own_names: Host names that are ourselves.
+        queue: The queue of the worker.
+        worker: The process of the worker.
+        retry: When the worker tries again.
+        tls_reporter: Who reports on TLS; `None`: nobody.
+        folder: What file names of the worker are relative to.
         sources: Where each value comes from, by key path (`defaults.port`, `paths[0].tls`):
             `default`, `FILE:LINE` or `--set`.
     """
@@ -71,6 +82,11 @@ class Config:
     trusted: tuple[str, ...] | None = None
     own_addresses: tuple[str, ...] | None = None
     own_names: tuple[str, ...] = ()
+    queue: QueueSection = field(default_factory=QueueSection)
+    worker: WorkerSection = field(default_factory=WorkerSection)
+    retry: RetryRules = field(default_factory=RetryRules)
+    tls_reporter: Reporter | None = None
+    folder: Path = field(default_factory=Path)
     sources: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -88,11 +104,11 @@ def load_config(path: Path | None, sets: Sequence[str] = ()) -> Config:
         ConfigError: The configuration is bad; all its problems, in the order of the file.
         OSError: The file cannot be read.
     """
-    reader = _Reader(str(path), {}, {})
+    reader = _Reader(str(path), {}, {}, Path() if path is None else path.absolute().parent)
     if path is not None:
         octets = path.read_bytes()
         try:
-            reader = _Reader(str(path), *_parse(octets))
+            reader = _Reader(str(path), *_parse(octets), reader.folder)
         except ConfigError as error:
             reader.problems.extend((0, f"{path}:{line}") for line in error.problems)
     return reader.read(sets)
@@ -122,8 +138,9 @@ def _parse(octets: bytes) -> tuple[Table, dict[str, int]]:
 class _Reader:
     """Goes through the sections of one document and collects problems."""
 
-    def __init__(self, file: str, document: Table, lines: Mapping[str, int]) -> None:
+    def __init__(self, file: str, document: Table, lines: Mapping[str, int], folder: Path) -> None:
         self.file = file
+        self.folder = folder
         self.document = document
         self.lines = lines
         #: Line and text; 0 before, and infinity after, all lines of the file.
@@ -139,6 +156,10 @@ class _Reader:
         routes = [self.route(*item) for item in self.tables("routes")]
         addresses, names = self.routing(self.table("routing"))
         servers, timeout, trusted = self.dns(self.table("dns"))
+        queue = self.section("queue", QueueSection) or QueueSection()
+        worker = self.section("worker", WorkerSection) or WorkerSection()
+        retry = self.retry()
+        reporter = self.tls_reporter()
         changes = self.changes(sets)
         self.refuse_problems()
         table = SettingsTable(Settings.model_validate({**defaults, **changes}), rules)
@@ -146,7 +167,19 @@ class _Reader:
         self.refuse_problems()
         names = tuple(map(read_name, names))
         return Config(
-            table, tuple(routes), servers, timeout, trusted, addresses, names, self.sources
+            table=table,
+            routes=tuple(routes),
+            name_servers=servers,
+            dns_timeout=timeout,
+            trusted=trusted,
+            own_addresses=addresses,
+            own_names=names,
+            queue=queue,
+            worker=worker,
+            retry=retry,
+            tls_reporter=reporter,
+            folder=self.folder,
+            sources=self.sources,
         )
 
     # -- where things are, and what is wrong with them
@@ -198,15 +231,11 @@ class _Reader:
     # -- sections in general
 
     def check_sections(self) -> None:
-        for name, value in self.document.items():
+        for name in self.document:
             if name in Settings.model_fields:
                 self.refuse(name, "a setting outside any section", "it in [defaults] or [[paths]]")
             elif name not in _SECTIONS:
                 self.refuse(show_key(name), "an unknown section", suggest(name, _SECTIONS))
-            elif _WORKER_SECTIONS.get(name) is False and not isinstance(value, dict):
-                self.refuse(name, show(value), f"a table, [{name}]")
-            elif _WORKER_SECTIONS.get(name):
-                self.tables(name)
 
     def table(self, name: str) -> Table:
         value = self.document.get(name, {})
@@ -280,6 +309,43 @@ class _Reader:
             seconds,
             trusted,
         )
+
+    # -- sections of the worker
+
+    def section(self, name: str, model: type[_Section]) -> _Section | None:
+        self.sources |= {f"{name}.{key}": "default" for key in model.model_fields}
+        table = self.table(name)
+        self.refuse_unknown(name, table, tuple(model.model_fields))
+        try:
+            return model.model_validate({k: v for k, v in table.items() if k in model.model_fields})
+        except ValidationError as error:
+            for problem in explain(error):
+                self.refuse(f"{name}.{problem.key}", problem.found, problem.allowed)
+            return None
+
+    def retry(self) -> RetryRules:
+        tables = [table for _, table in self.tables("retry")]
+        rules, problems = read_rules(tables)
+        for problem in problems:
+            self.refuse(problem.key, problem.found, problem.allowed)
+        for index, table in enumerate(tables):
+            for key in table:
+                self.note(f"retry[{index}].{key}")
+        return rules
+
+    def tls_reporter(self) -> Reporter | None:
+        if "tls_reports" not in self.document:
+            return None
+        section = self.section("tls_reports", TlsReportsSection)
+        if section is None:
+            return None
+        try:
+            return Reporter(section.organization, section.contact or "", section.unique)
+        except ValueError:
+            found = f"{show(section.contact)} and {show(section.unique)}"
+            allowed = 'a mailbox as "contact", and 1 to 32 letters and digits as "unique"'
+            self.refuse("tls_reports", found, allowed)
+            return None
 
     def texts(
         self, key: str, value: object, read: Callable[[str], object], allowed: str

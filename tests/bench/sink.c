@@ -5,6 +5,7 @@
  * It announces PIPELINING, 8BITMIME and CHUNKING ("plain": neither of the two), answers what came in
  * one read with one write, and knows no errors but a line that is too long.
  */
+#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -115,6 +115,14 @@ async def test_it_waits_where_the_server_is_not_known_to_take_it(
     assert stream.writes[-1] == b"QUIT\r\n"
 
 
+async def test_where_the_settings_insist_any_server_is_told_at_once(autojump_clock):
+    script = GREETED.replace("220 mx.test ESMTP Exim 4.96", "220 mx.test ESMTP")
+    async with scripted(script + DATA + "C: QUIT\n" + FINAL) as hosts:
+        (outcome,) = await deliver(hosts, message(A), options={**ONE, "quit_pipelining": True})
+
+    assert told([outcome]) == delivered(A)
+
+
 @pytest.mark.parametrize(
     "options", [{"quit_pipelining": False}, {"pipelining": False}], ids=lambda it: next(iter(it))
 )

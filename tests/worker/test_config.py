@@ -10,18 +10,22 @@ from hypothesis import strategies as st
 
 from engine.errors import ConfigError
 from engine.paths import MATCH_ALLOWED, PathRule
+from engine.queue.decision import Unknown
+from engine.queue.steps import STEP_ALLOWED
+from engine.report.tlsrpt_form import Reporter
 from engine.routing.table import HOST_FORMS, MATCH_FORMS
 from engine.settings import Settings
 from engine.units import DURATION_ALLOWED
 from engine.worker import config as config_module
 from engine.worker.config import Config, load_config, locate_keys
+from engine.worker.sections import QueueSection, WorkerSection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     Write = Callable[[str | bytes], Path]
 
-SECTIONS = "defaults, paths, routes, routing, dns, queue, worker, retry"
+SECTIONS = "defaults, paths, routes, routing, dns, queue, worker, retry, tls_reports"
 SERVERS_ALLOWED = 'IP addresses of name servers with or without a port, as "127.0.0.1:53"'
 PROXY_ALLOWED = (
     '"socks5://[user:pass@]host[:port]" or "haproxy://host[:port]", perhaps followed by '
@@ -71,7 +75,8 @@ def test_without_a_file_everything_is_default():
     assert (config.table.rules, config.routes, config.name_servers) == ((), (), ())
     assert config.dns_timeout == 5.0
     assert config.sources["defaults.port"] == "default"
-    assert len(config.sources) == len(Settings.model_fields) + 5
+    of_worker = len(QueueSection.model_fields) + len(WorkerSection.model_fields)
+    assert len(config.sources) == len(Settings.model_fields) + 5 + of_worker
     assert set(config.sources.values()) == {"default"}
 
 
@@ -476,7 +481,7 @@ keepalive = "yes"
     assert problems(path, ["nope", "port=0"]) == [
         f"engine.toml:3: routes[0].hosts: found 5; allowed {HOST_FORMS}",
         f"engine.toml:5: dns.timeout: found 0; allowed {DURATION_ALLOWED}",
-        "engine.toml:7: defaults.quit_pipelining: found 5; allowed true or false",
+        'engine.toml:7: defaults.quit_pipelining: found 5; allowed true, false or "auto"',
         (
             "engine.toml:8: defaults.port: found 0; "
             "allowed a number from 1 to 65535 or the name of a TCP service"
@@ -714,3 +719,81 @@ def test_bad_own_addresses_and_names_are_refused(write: Write):
             'did you mean "own_names"?'
         ),
     ]
+
+
+# ---- the sections of the worker ------------------------------------------------------------------
+
+
+def test_the_sections_of_the_worker_are_read(write: Write):
+    path = write("""\
+[queue]
+path = "queue/spool.db"
+unknown = "hold"
+bounce = "both"
+warn_after = ["1d", "4h"]
+[worker]
+socket = "/run/engine/engine.sock"
+processes = 2
+[tls_reports]
+organization = "Example"
+contact = "tls@example.net"
+[[retry]]
+match = "*"
+steps = ["5m", "1h x1.5 until 16h", "4h ~20% until 4d"]
+""")
+    config = load_config(path)
+
+    assert config.queue.path == "queue/spool.db"
+    assert config.queue.unknown_policy is Unknown.HOLD
+    assert config.queue.warn_after == (4 * 3600.0, 86400.0)
+    assert config.worker == WorkerSection(socket="/run/engine/engine.sock", processes=2)
+    assert config.tls_reporter == Reporter("Example", "tls@example.net")
+    (rule,) = config.retry.rules
+    assert [step.text for step in rule.steps] == ["5m", "1h x1.5 until 16h", "4h ~20% until 4d"]
+    assert config.folder == path.absolute().parent
+    assert config.sources["queue.unknown"] == f"{path}:3"
+    assert config.sources["queue.remember"] == "default"
+    assert config.sources["retry[0].steps"] == f"{path}:14"
+
+
+def test_without_reports_on_tls_there_is_no_reporter(write: Write):
+    assert load_config(write("")).tls_reporter is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            '[queue]\nunknown = "drop"\n',
+            '2: queue.unknown: found "drop"; allowed "retry", "assume-delivered", "hold"',
+        ),
+        ("[queue]\npath = 1\n", "2: queue.path: found 1; allowed a file name"),
+        (
+            "[queue]\npaht = 1\n",
+            '2: queue.paht: found an unknown name; allowed a known name; did you mean "path"?',
+        ),
+        (
+            "[queue]\nwarn_after = [0]\n",
+            (
+                f"2: queue.warn_after: found [0]; allowed {DURATION_ALLOWED}; or a list of them, an "
+                "empty one for never"
+            ),
+        ),
+        (
+            "[worker]\nprocesses = 0\n",
+            "2: worker.processes: found 0; allowed a whole number from 1 to 64",
+        ),
+        (
+            '[[retry]]\nmatch = "*"\nsteps = ["soon"]\n',
+            f'3: retry[0].steps[0]: found "soon"; allowed {STEP_ALLOWED}',
+        ),
+        (
+            "[tls_reports]\ncontact = 'a@b.test'\n",
+            "1: tls_reports.organization: found nothing; allowed a value: it is needed",
+        ),
+    ],
+)
+def test_bad_values_of_the_worker_are_refused(write: Write, text: str, expected: str):
+    path = write(text)
+
+    assert problems(path) == [f"{path}:{expected}"]

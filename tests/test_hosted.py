@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import inspect
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from engine import aio, blocking
+from engine import engine as native
+from engine.errors import ConfigError, EngineClosedError, SubmitError
+from engine.hosted import Call, EngineFailedError, HostedEngine, Told
+from engine.report.events import ConnectionOpened
+from tests.delivery.helpers import an_engine, message, serving, stalls, told
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from engine.outcome import Outcome
+    from tests.delivery.helpers import Service
+
+
+class Host(HostedEngine):
+    """A hosted engine whose stream is a list."""
+
+    def __init__(self, service: Service, **options: object) -> None:
+        self.stream: list[Told | None] = []
+        limit = options.get("max_in_flight")
+        super().__init__(an_engine(service, **options), self.stream.append, limit)
+
+    def read(self) -> Outcome:
+        told_of = self.stream.pop(0)
+        assert told_of is not None
+        self.taken(told_of)
+        return told_of.outcome
+
+    def crash(self) -> None:
+        async def fail() -> None:
+            raise ZeroDivisionError("a bug")
+
+        self.engine._nursery.start_soon(fail)
+
+
+@asynccontextmanager
+async def hosting(answer=None, delay: float = 0.0, **options: object) -> AsyncIterator[Host]:
+    async with serving(*([answer] if answer else []), delay=delay) as service:
+        host = Host(service, **options)
+        async with trio.open_nursery() as nursery:
+            opened = trio.Event()
+            nursery.start_soon(host.run, opened.set)
+            await opened.wait()
+            yield host
+            host.leave()
+
+
+def recipients(host: Host) -> list[str]:
+    return [each.outcome.recipient for each in host.stream if each is not None]
+
+
+# ---- who gets what -------------------------------------------------------------------------------
+
+
+async def test_outcomes_go_to_who_waits_for_them_and_the_others_into_the_stream(autojump_clock):
+    async with hosting(delay=1) as host:
+        await host.submit(message("a@x.test"))
+        sent = await host.send(message("b@x.test", "c@x.test"))
+        await host.submit(message("d@x.test"))
+
+    assert told(sent) == [f"{name}@x.test delivered - final reply 250" for name in "bc"]
+    assert recipients(host) == ["a@x.test", "d@x.test"]
+    assert host.stream[-1] is None
+
+
+async def test_messages_get_numbers_that_no_other_in_flight_has(autojump_clock):
+    async with hosting(delay=1) as host:
+        assert await host.submit(message(id="2")) == "2"
+        assert await host.submit(message()) == "1"
+        assert await host.submit(message()) == "3"
+        assert {outcome.message for outcome in await host.send(message())} == {"4"}
+
+
+async def test_what_somebody_sends_has_its_id_for_itself_while_it_is_in_flight(autojump_clock):
+    async with hosting(delay=1) as host, trio.open_nursery() as nursery:
+        nursery.start_soon(host.send, message("a@x.test", id="one"))
+        await wait_all_tasks_blocked()
+        for call in (host.submit, host.send):
+            with pytest.raises(SubmitError, match="'one': one of that id is in flight"):
+                await call(message("b@x.test", id="one"))
+        await trio.sleep(2)
+        await host.submit(message("b@x.test", id="one"))
+        await host.submit(message("b@x.test", id="one"))  # nobody has to tell these apart
+        with pytest.raises(SubmitError):
+            await host.send(message("b@x.test", id="one"))
+
+    assert recipients(host) == ["b@x.test", "b@x.test"]
+    assert host.engine.statistics().messages == 3
+
+
+async def test_who_reads_nothing_holds_up_his_own_submits_and_nobody_elses_send(autojump_clock):
+    async with hosting(max_in_flight=2) as host:
+        await host.submit(message("a@x.test"))
+        await host.submit(message("b@x.test"))
+        await wait_all_tasks_blocked()
+        with pytest.raises(TimeoutError, match="not taken within 5 s"):
+            await host.submit(message("never@x.test"), 5)
+        for _ in range(5):
+            assert len(await host.send(message("c@x.test", "d@x.test", "e@x.test"))) == 3
+
+        host.read()
+        await host.submit(message("f@x.test"), 5)
+
+    assert recipients(host) == ["b@x.test", "f@x.test"]
+    assert host.engine.statistics().messages == 8
+
+
+async def test_a_submit_that_is_late_gives_its_seats_back(autojump_clock):
+    async with hosting(stalls, max_in_flight=2) as host, trio.open_nursery() as nursery:
+        nursery.start_soon(host.send, message("stall@x.test", "stall@x.test"))
+        await wait_all_tasks_blocked()
+        for _ in range(5):  # seats there are in the stream, and none inside
+            with pytest.raises(TimeoutError):
+                await host.submit(message("late@x.test", "later@x.test"), 1)
+        host.engine.cancel()
+    assert recipients(host) == []
+    assert host._seats.taken == 0
+
+
+# ---- who does not wait any more ------------------------------------------------------------------
+
+
+async def test_a_send_that_is_late_leaves_its_outcomes_to_the_stream(autojump_clock):
+    def answer(host: str, recipient: str) -> str:
+        return "stall" if recipient == "stall" else "550 no"
+
+    async with hosting(answer) as host:
+        await host.send(message("a@x.test"))
+        with pytest.raises(TimeoutError, match="within 20 s"):
+            await host.send(message("b@x.test", "stall@x.test"), 20)
+        assert recipients(host) == []  # its transaction is not over
+        await trio.sleep(1000)
+
+        assert sorted(recipients(host)) == ["b@x.test", "stall@x.test"]
+        assert host._strays == 2
+        host.read()
+        host.read()
+        assert host._strays == 0
+
+
+async def test_what_is_known_when_a_send_is_cancelled_is_in_the_stream_at_once(autojump_clock):
+    async with hosting(stalls, zone={}) as host:
+        with trio.move_on_after(20):
+            await host.send(message("a@[192.0.2.1]", "stall@[192.0.2.2]"))
+        assert recipients(host) == ["a@[192.0.2.1]"]
+        host.cancel()
+    assert recipients(host) == ["a@[192.0.2.1]", "stall@[192.0.2.2]"]
+
+
+async def test_a_send_cancelled_before_it_was_taken_has_no_outcome(autojump_clock):
+    async with hosting(stalls, max_in_flight=1) as host, trio.open_nursery() as nursery:
+        nursery.start_soon(host.send, message("stall@x.test"))
+        await wait_all_tasks_blocked()
+        with pytest.raises(TimeoutError):
+            await host.send(message("never@x.test", id="never"), 5)
+        assert "never" not in host._in_flight
+        host.cancel()
+    assert recipients(host) == []
+
+
+async def test_outcomes_nobody_reads_are_bounded_and_the_rest_is_in_the_log(autojump_clock, caplog):
+    async with hosting(delay=5, max_in_flight=2) as host:
+        for number in range(4):
+            with trio.move_on_after(1):
+                await host.send(message(f"n{number}@x.test", id=str(number)))
+            await trio.sleep(10)
+
+    assert recipients(host) == ["n0@x.test", "n1@x.test"]
+    assert [record.getMessage().split(": accepted")[0] for record in caplog.records] == [
+        f"nobody reads outcomes: message {number} to <n{number}@x.test>: delivered"
+        for number in (2, 3)
+    ]
+
+
+# ---- the end -------------------------------------------------------------------------------------
+
+
+async def test_the_stream_ends_behind_what_was_drained(autojump_clock):
+    async with hosting(delay=7) as host:
+        await host.submit(message("a@x.test"))
+        assert await host.drain() is True
+        assert recipients(host) == ["a@x.test"]
+        assert host.stream[1:] == [None]
+        with pytest.raises(EngineClosedError):
+            await host.submit(message())
+    assert host.stream[1:] == [None]
+
+
+async def test_a_drain_whose_time_is_over_leaves_the_stream_open_until_the_end(autojump_clock):
+    async with hosting(stalls) as host:
+        await host.submit(message("stall@x.test"))
+        assert await host.drain(5) is False
+        assert host.stream == []
+    assert recipients(host) == ["stall@x.test"]
+    assert host.stream[1:] == [None]
+
+
+async def test_who_waits_for_room_is_turned_away_by_the_end(autojump_clock):
+    async with hosting(stalls, max_in_flight=1) as host, trio.open_nursery() as nursery:
+        calls = [Call(Future(), host.submit, message("stall@x.test"))]
+        calls += [Call(Future(), host.submit, message()), Call(Future(), host.send, message())]
+        for call in calls:
+            host.begin(call)
+            await wait_all_tasks_blocked()
+        nursery.start_soon(host.drain)
+        await wait_all_tasks_blocked()
+
+        assert [call.promise.done() for call in calls] == [True, True, True]
+        for call in calls[1:]:
+            assert isinstance(call.promise.exception(), EngineClosedError)
+        host.cancel()
+
+
+async def test_a_call_before_and_behind_its_life_is_refused(autojump_clock):
+    async with serving() as service:
+        host = Host(service)
+        early, late = Future(), Future()
+        host.begin(Call(early, host.submit, message()))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.run, host.leave)
+        host.begin(Call(late, host.submit, message()))
+    for future in (early, late):
+        with pytest.raises(EngineClosedError, match="or was never opened"):
+            future.result(0)
+
+
+async def test_a_call_that_is_cancelled_before_it_begins_does_nothing(autojump_clock):
+    async with hosting() as host:
+        future: Future[str] = Future()
+        call = Call(future, host.submit, message())
+        call.cancel()
+        host.begin(call)
+        await wait_all_tasks_blocked()
+        assert isinstance(future.exception(0), EngineClosedError)
+    assert host.engine.statistics().messages == 0
+
+
+async def test_an_engine_that_fails_tells_everybody(autojump_clock, caplog):
+    async with hosting(stalls, max_in_flight=1) as host:
+        calls = {
+            "send": Call(Future(), host.send, message("stall@x.test")),
+            "submit": Call(Future(), host.submit, message("late@x.test")),
+        }
+        for call in calls.values():
+            host.begin(call)
+            await wait_all_tasks_blocked()
+        host.crash()
+        await trio.sleep(1)
+
+        # The engine's last deed was to settle it.
+        assert told(calls["send"].promise.result(0)) == [
+            "stall@x.test deferred local rcpt cancelled -"
+        ]
+        assert isinstance(calls["submit"].promise.exception(0), EngineFailedError)
+        late: Future[str] = Future()
+        host.begin(Call(late, host.submit, message()))
+        with pytest.raises(EngineFailedError, match="ZeroDivisionError") as caught:
+            late.result(0)
+        assert isinstance(caught.value.__cause__, ExceptionGroup)
+    assert host.stream == [None]
+    assert "the engine has failed" in caplog.text
+
+
+async def test_who_waits_for_an_engine_to_drain_hears_when_it_fails(autojump_clock):
+    async with hosting(stalls) as host:
+        await host.submit(message("stall@x.test"))
+        future: Future[bool] = Future()
+        host.begin(Call(future, host.drain))
+        await wait_all_tasks_blocked()
+        host.crash()
+        await trio.sleep(1)
+        assert future.result(0) is True  # for the failure settled it
+        assert host.failure is not None
+    assert recipients(host) == ["stall@x.test"]
+
+
+async def test_who_waits_for_outcomes_that_a_failed_engine_lost_is_told(autojump_clock):
+    async with hosting(stalls) as host:
+        future: Future[list[Outcome]] = Future()
+        host.begin(Call(future, host.send, message("stall@x.test")))
+        await wait_all_tasks_blocked()
+        host.engine._shared.settle = lambda _: None
+        for pool in host.engine._dispatcher.pools.values():
+            pool.settle = lambda *_: None
+        host.crash()
+        await trio.sleep(1)
+        assert isinstance(future.exception(0), EngineFailedError)
+
+
+async def test_cancelled_from_outside_it_still_hands_over_every_outcome(autojump_clock):
+    async with serving(stalls) as service:
+        host = Host(service)
+        future: Future[list[Outcome]] = Future()
+        with trio.move_on_after(5):
+            async with trio.open_nursery() as nursery:
+                opened = trio.Event()
+                nursery.start_soon(host.run, opened.set)
+                await opened.wait()
+                await host.submit(message("stall@x.test"))
+                host.begin(Call(future, host.send, message("a@x.test", "stall@x.test")))
+        assert isinstance(future.exception(0), EngineClosedError)
+    assert sorted(recipients(host)) == ["a@x.test", "stall@x.test", "stall@x.test"]
+    assert host.stream[-1] is None
+
+
+# ---- round about ---------------------------------------------------------------------------------
+
+
+async def test_what_a_message_starts_does_not_keep_its_callers_context(autojump_clock):
+    request: ContextVar[str] = ContextVar("request", default="none")
+    found: list[str] = []
+    async with hosting() as host:
+        host.engine.events.watch(lambda _: found.append(request.get()), ConnectionOpened)
+        request.set("the first request")
+        future: Future[list[Outcome]] = Future()
+        host.begin(Call(future, host.send, message()))
+        await trio.sleep(1)
+    assert future.done()
+    assert found == ["none"]
+
+
+@pytest.mark.parametrize("constructor", [blocking.Engine, aio.Engine])
+def test_a_hosted_engine_takes_whatever_an_engine_takes(constructor: type):
+    assert inspect.signature(constructor) == inspect.signature(native.Engine)
+    with pytest.raises(ConfigError):
+        constructor(routes=[("no good pattern", [])])
+    with pytest.raises(TypeError, match="bogus"):
+        constructor(bogus=1)

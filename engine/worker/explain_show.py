@@ -47,6 +47,8 @@ STYLES: Final = {
 _LABEL: Final = 11
 #: Items of a list that are shown; JSON has all.
 _MOST: Final = 10
+#: Characters that fit behind a label.
+_LINE: Final = 66
 #: Characters of a TLSA record.
 _RECORD: Final = 24
 
@@ -112,7 +114,8 @@ def _about(explanation: Explanation) -> Iterator[_Row]:
         yield from _records(explanation.way)
     if explanation.site is None:
         return
-    yield "Site", explanation.site
+    site = explanation.site
+    yield "Site", site if len(site) <= _LINE else _listed(site.split(","))
     for rule in explanation.rules:
         yield "Rules", rule
     yield from _settings(explanation.settings)

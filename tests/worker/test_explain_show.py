@@ -253,6 +253,14 @@ def test_more_than_a_person_reads_is_counted():
     assert "\n              and 40 more\n" in text
 
 
+def test_a_site_of_many_hosts_breaks_between_them():
+    names = [f"mail-exchanger-{number}.x.test" for number in range(12)]
+    text = draw(changed(site=",".join(names)))
+    lines = text[text.index(" Site ") : text.index(" Rules ")].splitlines()
+    assert len(lines) > 2
+    assert " ".join(line[13:] for line in lines) == ", ".join(names[:10]) + " and 2 more"
+
+
 def host(*places: PlaceFact) -> HostFact:
     return HostFact("mx.test", 10, None, False, None, places)
 

@@ -220,7 +220,7 @@ class Opening:
             self.speaks_first = True
             self.first_words = (hello(Kind.EHLO, self._terms.name),)
             return None
-        words = await login.first_words(known.auth, has_tls=self.has_tls)
+        words = await login.first_words(self._session, known.auth, has_tls=self.has_tls)
         trouble, answer = await self._say_early(*words)
         if trouble is not None:
             return trouble

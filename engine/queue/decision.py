@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, assert_never
+from typing import TYPE_CHECKING, Any, Final, Protocol, assert_never
 
 from engine.outcome import Cause, Outcome, Scope, Status
 from engine.queue.retry import GiveUp, History, RetryAt, RetryRules, decide
@@ -18,7 +18,6 @@ from engine.smtp.stages import Stage
 from engine.smtp.status import EnhancedStatusCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from random import Random
 
     from engine.message import Message, Recipient
@@ -42,7 +41,24 @@ class Unknown(StrEnum):
     HOLD = "hold"
 
 
-def never(message: Message, recipient: Recipient, outcome: Outcome) -> bool:  # noqa: ARG001
+class WantsReport(Protocol):
+    """Says whether somebody is to be told that a recipient left the queue."""
+
+    def __call__(
+        self, message: Message, recipient: Recipient, outcome: Outcome, result: Result, /
+    ) -> bool:
+        """Return it; called once for each recipient that leaves, and must not wait.
+
+        Args:
+            message: The message as it was leased.
+            recipient: The recipient.
+            outcome: Of its last attempt.
+            result: `DELIVERED` or `FAILED`: what an outcome `unknown` is taken for.
+        """
+        ...
+
+
+def never(message: Message, recipient: Recipient, outcome: Outcome, result: Result) -> bool:  # noqa: ARG001
     """Tell nobody; see `Policy.wants_report`."""
     return False
 
@@ -54,13 +70,13 @@ class Policy:
     Attributes:
         rules: When to try again.
         unknown: What becomes of who may have been delivered.
-        wants_report: Whether somebody is to be told that a recipient left the queue with this
-            outcome; the store then keeps it until that is done.
+        wants_report: Whether somebody is to be told that a recipient left the queue; the store
+            then keeps it until that is done.
     """
 
     rules: RetryRules = field(default_factory=RetryRules)
     unknown: Unknown = Unknown.RETRY
-    wants_report: Callable[[Message, Recipient, Outcome], bool] = never
+    wants_report: WantsReport = never
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +217,8 @@ def undelivered(message: LeasedMessage, index: int, text: str) -> Outcome:
 def _final(
     policy: Policy, message: LeasedMessage, index: int, outcome: Outcome, result: Result, text: str
 ) -> Settled:
-    is_wanted = policy.wants_report(message.message, message.message.recipients[index], outcome)
+    recipient = message.message.recipients[index]
+    is_wanted = policy.wants_report(message.message, recipient, outcome, result)
     return _settled(message, index, outcome, result, text, report=is_wanted)
 
 

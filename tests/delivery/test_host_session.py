@@ -354,3 +354,16 @@ async def test_the_first_message_bears_the_set_up_in_its_timings(autojump_clock)
 
     assert (first.timings.hello, first.timings.transaction, first.timings.total) == (3, 4, 7)
     assert (second.timings.hello, second.timings.transaction, second.timings.total) == (0, 0, 0)
+
+
+# ---- what is in force -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offer", [(), ("DSN",)])
+async def test_outcomes_know_whether_the_host_reports_on_success(offer, autojump_clock):
+    dialogue = opening(True, *offer) + transaction((A, "250 ok"), pipelined=True)
+    async with scripted(dialogue) as hosts:
+        (outcome,) = await deliver(hosts, message(A))
+
+    assert outcome.features.dsn is bool(offer)
+    assert "dsn" not in outcome.as_dict()["features"]

@@ -83,8 +83,8 @@ def test_who_failed_is_given_up_and_whoever_wants_it_is_told():
     assert settled.settlement.result is Result.FAILED
     assert settled.settlement.report
     assert settled.settlement.last is not None
-    message, recipient, found = asked[0]
-    assert (message.id, recipient.address, found) == ("x", "a@one.test", failed)
+    message, recipient, *found = asked[0]
+    assert (message.id, recipient.address, found) == ("x", "a@one.test", [failed, Result.FAILED])
     assert settle(failed).settlement.report is False
 
 

@@ -305,12 +305,13 @@ class Bouncer:
                 arrived_at=stored.entries[0].submitted_at,
                 at=self._clock(),
             )
-            self._made += await self._tell(stored, reports, has_ended=True)
+            made = await self._tell(stored, reports, has_ended=True)
         except (StoreError, OSError) as error:
             self._failure = error
         except Exception:  # noqa: BLE001 - a fault of ours with one message keeps no other back
             self._put_off_message(stored)
         else:
+            self._made += made
             self._seen.pop(stored.number, None)
 
     def _put_off_message(self, stored: StoredMessage) -> None:

@@ -28,6 +28,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import trio
@@ -59,10 +60,8 @@ DEFAULT_GATHER: Final = 30.0
 #: cancelled something, in another process.
 DEFAULT_IDLE: Final = 10.0
 
-#: Messages at a time; their contents are in memory meanwhile.
-_AT_ONCE: Final = 20
-#: Recipients that wait, at a time.
-_LATE_AT_ONCE: Final = 200
+#: Messages at a time, or recipients that are late; their contents are in memory meanwhile.
+_AT_ONCE: Final = 100
 #: From a decision that somebody is to be told to its settlement, mostly.
 _SETTLING: Final = 0.1
 #: Pauses between two looks while there is something to wait for, and for how long there is after
@@ -79,6 +78,21 @@ _FIRST_LATE: Final = 1.0
 _LAST_LATE: Final = 600.0
 
 _log = logging.getLogger("engine.bounces")
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What comes of some messages that are reported on side by side.
+
+    Attributes:
+        made: How many reports were submitted.
+        quiet: Recipients that are to be noted as told about, for no mail does that.
+        failure: What kept some from being reported on.
+    """
+
+    made: int = 0
+    quiet: list[int] = field(default_factory=list)
+    failure: Exception | None = None
 
 
 class Bouncer:
@@ -159,8 +173,6 @@ class Bouncer:
         # ended, and until when they are left alone.
         self._seen: dict[int, float] = {}
         self._put_off: dict[int, float] = {}
-        self._made = 0
-        self._failure: Exception | None = None
 
     # -- what the scheduler asks --------------------------------------------------------------
 
@@ -231,11 +243,17 @@ class Bouncer:
         async with self._warning:
             while after is not None:
                 found = await self._store.delayed(
-                    now=self._clock(), waits=waits, after=after, limit=_LATE_AT_ONCE
+                    now=self._clock(), waits=waits, after=after, limit=_AT_ONCE
                 )
-                for each in found.messages:
-                    made += await self._warn_of(each, waits)
-                after = found.next
+                after, batch = found.next, _Batch()
+                async with trio.open_nursery() as nursery:
+                    for each in found.messages:
+                        nursery.start_soon(self._warn_of, each, waits, batch)
+                if batch.quiet:
+                    await self._store.note_warned(batch.quiet, now=self._clock())
+                if batch.failure is not None:
+                    raise batch.failure
+                made += batch.made
         return made
 
     async def _report_ends(self) -> None:
@@ -273,20 +291,22 @@ class Bouncer:
     async def _look(self, *, gathers: bool = True) -> int:
         """Report on all who have ended and need not wait for others; return how many reports."""
         async with self._looking:
-            self._made, self._failure = 0, None
-            after, there = 0, set[int]()
+            after, made, there = 0, 0, set[int]()
             while messages := await self._store.ended(after=after, limit=_AT_ONCE):
-                after = messages[-1].number
+                after, batch = messages[-1].number, _Batch()
                 there.update(each.number for each in messages)
                 async with trio.open_nursery() as nursery:
                     for each in messages:
                         if self._is_time_for(each, gathers=gathers):
-                            nursery.start_soon(self._report_on, each)
-                if self._failure is not None:
-                    raise self._failure
+                            nursery.start_soon(self._report_on, each, batch)
+                if batch.quiet:
+                    await self._store.forget(batch.quiet)
+                if batch.failure is not None:
+                    raise batch.failure
+                made += batch.made
             self._seen = {n: at for n, at in self._seen.items() if n in there}
             self._put_off = {n: at for n, at in self._put_off.items() if n in there}
-            return self._made
+            return made
 
     def _is_time_for(self, stored: StoredMessage, *, gathers: bool) -> bool:
         now = trio.current_time()
@@ -296,49 +316,47 @@ class Bouncer:
             return True
         return now >= self._seen.setdefault(stored.number, now) + self._gather_seconds
 
-    async def _report_on(self, stored: StoredMessage) -> None:
+    async def _report_on(self, stored: StoredMessage, batch: _Batch) -> None:
         """Report on the recipients of a message that have ended; errors concern no other message."""
+        now, numbers = self._clock(), _numbers(stored)
+        self._seen.pop(stored.number, None)
         try:
             reports = due_reports(
                 stored.message,
                 progress_of(stored),
                 arrived_at=stored.entries[0].submitted_at,
-                at=self._clock(),
+                at=now,
             )
-            made = await self._tell(stored, reports, has_ended=True)
+            mails = await self._tell(stored, reports)
+            await self._submit(stored, mails, batch, forget=numbers)
         except (StoreError, OSError) as error:
-            self._failure = error
+            batch.failure = error
         except Exception:  # noqa: BLE001 - a fault of ours with one message keeps no other back
-            self._put_off_message(stored)
-        else:
-            self._made += made
-            self._seen.pop(stored.number, None)
-
-    def _put_off_message(self, stored: StoredMessage) -> None:
-        _log.exception(
-            "internal error: message %r cannot be reported on; it stays in the queue, and the next "
-            "try is in %g s",
-            stored.message.id,
-            _PUT_OFF,
-        )
-        self._put_off[stored.number] = trio.current_time() + _PUT_OFF
-        self._seen.pop(stored.number, None)
+            _log.exception(
+                "internal error: message %r cannot be reported on; it stays in the queue, and the "
+                "next try is in %g s",
+                stored.message.id,
+                _PUT_OFF,
+            )
+            self._put_off[stored.number] = trio.current_time() + _PUT_OFF
 
     # -- who is late ------------------------------------------------------------------------
 
-    async def _warn_of(self, stored: StoredMessage, waits: Sequence[float]) -> int:
-        """Warn of one message; return how many warnings that took."""
+    async def _warn_of(self, stored: StoredMessage, waits: Sequence[float], batch: _Batch) -> None:
+        """Warn of one message; errors concern no other."""
+        numbers = _numbers(stored)
         try:
             reports, header = await self._warnings(stored, waits)
-            return await self._tell(stored, reports, has_ended=False, original=header)
-        except (StoreError, OSError):
-            raise
+            mails = await self._tell(stored, reports, header)
+            await self._submit(stored, mails, batch, warned=numbers)
+        except (StoreError, OSError) as error:
+            batch.failure = error
         except Exception:  # noqa: BLE001 - as with who has ended
             _log.exception(
                 "internal error: the sender of message %r cannot be warned of its delay",
                 stored.message.id,
             )
-            return 0
+            batch.quiet += numbers
 
     async def _warnings(
         self, stored: StoredMessage, waits: Sequence[float]
@@ -363,46 +381,19 @@ class Bouncer:
     # -- telling ----------------------------------------------------------------------------
 
     async def _tell(
-        self,
-        stored: StoredMessage,
-        reports: Sequence[Report],
-        *,
-        has_ended: bool,
-        original: bytes | None = None,
-    ) -> int:
-        """Make reports, and note in the same breath that their recipients were told about.
+        self, stored: StoredMessage, reports: Sequence[Report], original: bytes | None = None
+    ) -> Sequence[Submission]:
+        """Tell programs, and return what is to be submitted to tell the sender.
 
         Args:
-            stored: The message, with these recipients.
-            reports: What its sender is to be told; perhaps nothing.
-            has_ended: Whether its recipients have ended, or else are late.
+            stored: The message.
+            reports: What is to be told; perhaps nothing.
             original: The first octets of its content, where they have been read.
-
-        Returns:
-            How many were submitted.
         """
-        mails = await self._mails(stored, reports, original) if self._makes_mail else []
-        if self._on_event is not None:
-            for report in reports:
-                await self._on_event(event_of(report, stored))
-        numbers = [entry.number for entry in stored.entries]
-        try:
-            if mails:
-                await self._store.submit(
-                    mails,
-                    forget=numbers if has_ended else (),
-                    warned=() if has_ended else numbers,
-                )
-        except DuplicateIdError:
-            # Two that look at one store: the other was quicker.
-            _log.info("message %r has been reported on already", stored.message.id)
-            mails = []
-        if not mails:
-            if has_ended:
-                await self._store.forget(numbers)
-            else:
-                await self._store.note_warned(numbers, now=self._clock())
+        mails = await self._mails(stored, reports, original) if self._makes_mail else ()
         for report in reports:
+            if self._on_event is not None:
+                await self._on_event(event_of(report, stored))
             _log.info(
                 "report %s to <%s> on message %r: %s",
                 report.id,
@@ -410,7 +401,28 @@ class Bouncer:
                 report.message.id,
                 ", ".join(dict.fromkeys(entry.kind.value for entry in report.entries)),
             )
-        return len(mails)
+        return mails
+
+    async def _submit(
+        self,
+        stored: StoredMessage,
+        mails: Sequence[Submission],
+        batch: _Batch,
+        *,
+        forget: Sequence[int] = (),
+        warned: Sequence[int] = (),
+    ) -> None:
+        """Submit reports and note in the same breath whom they tell of, as `Store.submit` does."""
+        if mails:
+            try:
+                await self._store.submit(mails, forget=forget, warned=warned)
+            except DuplicateIdError:
+                # Two that look at one store: the other was quicker.
+                _log.info("message %r has been reported on already", stored.message.id)
+            else:
+                batch.made += len(mails)
+                return
+        batch.quiet += (*forget, *warned)
 
     async def _mails(
         self, stored: StoredMessage, reports: Sequence[Report], original: bytes | None
@@ -452,3 +464,7 @@ class Bouncer:
             _log.error("message %r is reported on without it: %s", stored.message.id, error)
             return b""
         return bytes(held[:most])
+
+
+def _numbers(stored: StoredMessage) -> list[int]:
+    return [entry.number for entry in stored.entries]

@@ -17,6 +17,7 @@ import trio
 from trio.testing import MockClock
 
 from engine import Engine, Settings
+from engine import bounces as module
 from engine.bounces import Bouncer
 from engine.content import MemoryContent, from_octets, from_text
 from engine.message import Message, Recipient
@@ -429,11 +430,9 @@ async def test_while_the_store_takes_nothing_in_reports_wait(store, clock):
     assert await bouncer.flush() == 2
 
 
-async def test_a_fault_of_ours_with_one_message_keeps_no_other_back(
-    store, clock, monkeypatch, caplog
-):
-    from engine import bounces as module
-
+@pytest.fixture
+def bug(monkeypatch):
+    """Let no report on the message with the id `bad` be made."""
     to_message = module.to_message
 
     def fail(report, settings, original):
@@ -441,16 +440,41 @@ async def test_a_fault_of_ours_with_one_message_keeps_no_other_back(
             raise KeyError("a bug")
         return to_message(report, settings, original)
 
+    monkeypatch.setattr(module, "to_message", fail)
+
+
+async def test_a_fault_of_ours_with_one_message_keeps_no_other_back(store, clock, bug, caplog):
     bouncer = Bouncer(store, SETTINGS, clock=clock)
     await store.submit([letter(id="bad"), letter("b@one.test", id="y")])
     await attempt(store, bouncer)
-    monkeypatch.setattr(module, "to_message", fail)
 
     assert await bouncer.flush() == 1
     # It is left alone for a while, and stays.
     assert await bouncer.flush() == 0
     assert caplog.text.count("'bad' cannot be reported on") == 1
     assert [each.message.id for each in await store.ended()] == ["bad"]
+
+
+async def test_what_could_not_be_reported_on_is_tried_again(autojump_clock, bug, monkeypatch):
+    store, world = MemoryStore(), Postman(answer)
+    await store.submit([letter(id="bad")])
+    async with working(store, world):
+        await trio.sleep(100)
+        monkeypatch.undo()
+        await trio.sleep(4000)
+
+    ((wall, told),) = kinds_of(world.mails)
+    assert told == {"a@one.test": "failed"}
+    assert 3600 <= wall <= 3615
+
+
+async def test_a_warning_that_cannot_be_made_is_given_up(store, clock, bug, caplog):
+    bouncer = Bouncer(store, SETTINGS, clock=clock)
+    await store.submit([letter(id="bad"), letter("b@one.test", id="y")])
+
+    assert await warned(store, bouncer, clock, 5) == ["b@one.test"]
+    assert await warned(store, bouncer, clock, 6) == []
+    assert caplog.text.count("'bad' cannot be warned") == 1
 
 
 async def test_more_than_a_page_are_all_reported_on(store, clock):
@@ -678,6 +702,11 @@ async def working(store, world, *, settings=SETTINGS, policy=None, bounce=None, 
         nursery.cancel_scope.cancel()
 
 
+def answer(message, address, domain):
+    """Take what is for the sender, and refuse everything else."""
+    return accepted(message, address) if address == ME else refused(message, address)
+
+
 def kinds_of(mails):
     return [(wall, told_of(mail)) for wall, mail in mails]
 
@@ -696,10 +725,7 @@ class Postman(World):
 
 
 async def test_a_bounce_goes_out_at_once(autojump_clock):
-    def behave(message, address, domain):
-        return accepted(message, address) if address == ME else refused(message, address)
-
-    store, world = MemoryStore(), Postman(behave)
+    store, world = MemoryStore(), Postman(answer)
     await store.submit([letter("a@one.test", "b@two.test")])
     async with working(store, world):
         await trio.sleep(5)
@@ -725,10 +751,7 @@ async def test_those_who_end_at_about_the_same_time_are_in_one_report(autojump_c
                 part = Message(message.id, message.reverse_path, (recipient,), message.content)
                 await super().deliver(part)
 
-    def behave(message, address, domain):
-        return accepted(message, address) if address == ME else refused(message, address)
-
-    store, world = MemoryStore(), Slow(behave)
+    store, world = MemoryStore(), Slow(answer)
     await store.submit([letter("a@one.test", "b@two.test", "c@slow.test")])
     async with working(store, world):
         await trio.sleep(1000)
@@ -796,11 +819,8 @@ async def test_what_another_process_cancels_is_found_before_long(autojump_clock)
 
 
 async def test_a_store_that_fails_is_tried_again(autojump_clock, caplog):
-    def behave(message, address, domain):
-        return accepted(message, address) if address == ME else refused(message, address)
-
     memory = MemoryStore()
-    full, world = Full(memory), Postman(behave)
+    full, world = Full(memory), Postman(answer)
     await memory.submit([letter()])
     async with working(full, world):
         await trio.sleep(100)

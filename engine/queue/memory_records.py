@@ -119,7 +119,8 @@ def is_delayed(each: KeptRecipient, now: int, waits: Sequence[int]) -> bool:
     """Whether it waits, and its sender is to hear of that; times in milliseconds."""
     submission = each.message.submission
     since = max(ms(submission.submitted_at), ms(submission.not_before or 0))
-    return each.state in (State.QUEUED, State.LEASED) and any(
+    has_sender = each.message.message.reverse_path is not None
+    return (has_sender and each.state in (State.QUEUED, State.LEASED)) and any(
         (each.warned_at or 0) < since + wait <= now for wait in waits
     )
 

@@ -156,8 +156,14 @@ def read_delayed(
     db: Database, now: int, waits: Sequence[int], after: int, limit: int, read: ReadPieces
 ) -> Delayed:
     """Return messages whose senders are to hear of a delay, of one step; contents are left there."""
-    waits_text = json.dumps(waits)
-    rows = db.rows("recipients_delayed", now=now, waits=waits_text, after=after, step=STEP)
+    rows = db.rows(
+        "recipients_delayed",
+        now=now,
+        waits=json.dumps(waits),
+        after=after,
+        step=STEP,
+        limit=limit + 1,
+    )
     last, count = db.row("step_end", after=after, step=STEP) or (None, 0)
     end = last if count == STEP else None
     if len(rows) > limit:

@@ -210,7 +210,7 @@ class Store(Protocol):
         """Return messages with recipients that wait, and whose sender is to hear of that.
 
         A message is waited for since it was submitted, or since `not_before`.  What is held is not
-        waited for.  Contents that are damaged say so when they are read.
+        waited for, and what came from the null path by nobody.  Contents that are damaged say so when they are read.
 
         Args:
             now: The time.

@@ -680,6 +680,12 @@ async def who_is_done_with_or_held_is_not_late(store):
     assert len((await delayed_in(store, START + 1e6, 100))[0]) == 1
 
 
+async def nobody_waits_for_what_came_from_the_null_path(store):
+    await store.submit([mail(sender="")])
+
+    assert await delayed_in(store, START + 1e6, 100) == ([], None)
+
+
 async def nobody_waits_before_they_may_be_tried(store):
     await store.submit([mail(not_before=START + 1000)])
     await store.submit([mail("b@two.test", not_before=START - 1000)])

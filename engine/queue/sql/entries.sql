@@ -145,23 +145,28 @@ left join outcomes as o on o.recipient = r.number
 where :state is null or r.state = :state
 
 -- One step through all recipients: those who wait, for as long as one of these waits, and whose
--- sender has not heard of it since that was over.  Columns as above.
+-- sender has not heard of it since that was over; the first of them.  Columns as above.
 -- name: recipients_delayed
 select json_group_array(json_array(
     r.number, r.message, r.address, r.notify, r.orcpt, r.state, r.attempts, r.due, s.name,
     r.result, r.reason, o.record
 ) order by r.number)
-from (select * from recipients where number > :after order by number limit :step) as r
-join messages as m on m.number = r.message
+from (
+    select w.*
+    from (select * from recipients where number > :after order by number limit :step) as w
+    join messages as m on m.number = w.message
+    where w.state in ('queued', 'leased') and m.reverse_path <> ''
+        and exists (
+            select 1 from json_each(:waits) as j
+            where max(m.submitted_at, coalesce(m.not_before, 0)) + j.value <= :now
+                and coalesce(w.warned_at, 0)
+                    < max(m.submitted_at, coalesce(m.not_before, 0)) + j.value
+        )
+    order by w.number limit :limit
+) as r
 left join domains as d on d.name = r.domain
 left join sites as s on s.number = d.site
 left join outcomes as o on o.recipient = r.number
-where r.state in ('queued', 'leased')
-    and exists (
-        select 1 from json_each(:waits) as w
-        where max(m.submitted_at, coalesce(m.not_before, 0)) + w.value <= :now
-            and coalesce(r.warned_at, 0) < max(m.submitted_at, coalesce(m.not_before, 0)) + w.value
-    )
 
 -- name: note_warned
 update recipients set warned_at = :now

@@ -85,6 +85,7 @@ ROOM_OF = dict.fromkeys(
         "dispatch",
         "engine",
         "single",
+        "stored",
         "tls_files",
         "tls_reports",
     ),

@@ -23,16 +23,15 @@ from engine.content import MemoryContent, from_octets, from_text
 from engine.message import Message, Recipient
 from engine.outcome import Cause, Features, Scope, Status
 from engine.queue import decision
-from engine.queue.backoff import BackOff
 from engine.queue.decision import Policy, Unknown
 from engine.queue.errors import StoreFullError
 from engine.queue.memory import MemoryStore
 from engine.queue.retry import read_rules
-from engine.queue.scheduler import Scheduler
 from engine.queue.sqlite import open_store
 from engine.queue.values import Action, Result, Selection, State, Submission
 from engine.report.bounce import BounceSettings
 from engine.smtp.stages import Stage
+from engine.stored import QueueOptions
 from engine.testing.sink import open_sink
 from tests.queue.mail import START, outcome, settlements, take
 from tests.queue.store_conformance import entries_of
@@ -68,7 +67,7 @@ async def store(request, tmp_path):
 
 
 def letter(*recipients, id="x", sender=ME, content=CONTENT, at=START, how=None, **facts):  # noqa: A002 - the field's word
-    """A submission; recipients are addresses, or `(address, notify)`, or with an ORCPT too."""
+    """Make a submission; recipients are addresses, or `(address, notify)`, or with an ORCPT too."""
     parts = [(each,) if isinstance(each, str) else each for each in recipients or ("a@one.test",)]
     message = Message(
         id,
@@ -963,33 +962,34 @@ WITHOUT_DSN = ("PIPELINING", "8BITMIME", "SIZE 50000000", "ENHANCEDSTATUSCODES",
 
 
 async def run_until_empty(store, sink, *, settings, protocol="smtp", rules=None):
-    """Do as a worker does that stops when nothing is left."""
+    """Do as a worker does that stops when nothing is left; return what was settled."""
     found, problems = read_rules(
         rules or [{"match": "*", "steps": ["200ms", "200ms until 2500ms"]}]
     )
     assert not problems
     bouncer = Bouncer(store, settings, rules=found)
-    scheduler = Scheduler(
-        store,
-        owner="w1",
-        policy=Policy(found, wants_report=bouncer.wants_report),
-        back_off=BackOff(first=0.05, limit=0.1),
-    )
+    settled = []
+
+    async def note(batch):
+        settled.extend(batch)
+
     engine = Engine(
         Settings(protocol=protocol, helo_name="me.test"),
         routes=[("*", [f"127.0.0.1:{sink.port}"])],
         own_addresses=[],
+        store=store,
+        queue=QueueOptions(Policy(found, wants_report=bouncer.wants_report), note),
     )
     with trio.fail_after(30):
-        async with scheduler, engine, trio.open_nursery() as nursery:
-            nursery.start_soon(scheduler.run, engine.submit, engine.outcomes)
+        async with engine, trio.open_nursery() as nursery:
             nursery.start_soon(bouncer.run)
-            while True:
-                await scheduler.wait_empty()
-                if not await bouncer.flush() and not (await store.counts(now=time.time())).queued:
-                    break
-            scheduler.drain()
+            is_empty = False
+            while not is_empty:
+                await engine.scheduler.wait_empty()
+                made = await bouncer.flush()
+                is_empty = not made and not (await store.counts(now=time.time())).queued
             nursery.cancel_scope.cancel()
+    return settled
 
 
 def mails_at(sink):
@@ -1039,7 +1039,11 @@ async def test_a_worker_reports_through_its_own_engine(store):
 async def test_success_is_reported_once_by_whoever_is_to(store, lmtp, extensions, actions):
     await store.submit([letter(("a@good.test", ("success",)), at=time.time())])
     async with open_sink(keep=True, extensions=extensions, lmtp=lmtp) as sink:
-        await run_until_empty(store, sink, settings=SETTINGS, protocol="lmtp" if lmtp else "smtp")
+        settled = await run_until_empty(
+            store, sink, settings=SETTINGS, protocol="lmtp" if lmtp else "smtp"
+        )
         mails = mails_at(sink)
 
     assert [told_of(mail)["a@good.test"] for mail in mails] == actions
+    first = settled[0].outcome
+    assert (first.recipient, first.features.dsn) == ("a@good.test", "DSN" in extensions)

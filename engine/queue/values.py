@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.errors import SubmitError
+from engine.units import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -407,24 +408,28 @@ class Entry:
     last: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the entry as `queue list --json` prints it; times are seconds since the epoch."""
+        """Return the entry as `queue list --json` prints it; times are as in RFC 3339 §5.6, in UTC."""
         return {
             "message": self.message,
             "recipient": self.recipient,
             "state": self.state.value,
             "attempts": self.attempts,
-            "next_attempt": self.next_attempt,
+            "next_attempt": _moment(self.next_attempt),
             "last": None if self.last is None else json.loads(self.last),
             "reason": self.reason,
             "sender": self.sender,
-            "submitted_at": self.submitted_at,
-            "deadline": self.deadline,
+            "submitted_at": _moment(self.submitted_at),
+            "deadline": _moment(self.deadline),
             "tenant": self.tenant,
             "job": self.job,
             "priority": self.priority,
             "site": self.site,
             "result": self.result and self.result.value,
         }
+
+
+def _moment(at: float | None) -> str | None:
+    return None if at is None else timestamp(at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -494,12 +499,29 @@ class StoredMessage:
         entries: The same recipients, in the same order.
         is_damaged: Whether its content is not what was written; a large content that is damaged
             says so when it is read.
+        not_before: As submitted.
+        is_at_work: For messages of `ended`: whether a worker is at others of its recipients.
     """
 
     number: int
     message: Message
     entries: tuple[Entry, ...]
     is_damaged: bool = False
+    not_before: float | None = None
+    is_at_work: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delayed:
+    """Some messages that are late, each with its recipients that are.
+
+    Attributes:
+        messages: They; there may be none although more follow.
+        next: What to pass as `after` for what follows; `None` at the end.
+    """
+
+    messages: tuple[StoredMessage, ...]
+    next: int | None
 
 
 #: Every recipient.

@@ -80,7 +80,7 @@ class Engine:
 
     Attributes:
         outcomes: One `Outcome` for each recipient submitted, as each becomes known; with a store one
-            for each of its attempts.
+            for each of its attempts, unless `QueueOptions` says otherwise.
         scheduler: Works the store, where there is one.
         events: What happens inside, for whoever subscribes.
     """

@@ -1,6 +1,7 @@
 """The command line: options, help, and nothing else.
 
-Only click and the standard library are imported with this module; each command imports what it
+Only click and the standard library are imported with this module and those beside it
+(`engine.worker.cli_submit`, `engine.worker.cli_queue`); each command imports what it
 needs, so that `--help` is there at once.
 """
 
@@ -10,6 +11,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+
+from engine.worker.cli_queue import config, queue, status
+from engine.worker.cli_submit import sendmail, submit
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -323,3 +327,7 @@ def demo(messages: int, connections: int) -> int:
     from engine.worker.demo import demo as run_demo
 
     return run_demo(messages, connections)
+
+
+for _command in (submit, sendmail, queue, status, config):
+    cli.add_command(_command)

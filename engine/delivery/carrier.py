@@ -132,6 +132,9 @@ class Carrier:
         self._contents = 0  # that were put in windows to their end
         self._octets = 0  # of contents in flight
         self._has_said_quit = False
+        self._journal = host.journal
+        self._ends: list[_Flight] = []  # whose contents end in the window
+        self._is_stuck = False  # nothing may be sent to its end any more
 
     async def run(self) -> None:
         """Deliver what the source gives, until there is no more or the connection is of no use.
@@ -145,12 +148,17 @@ class Carrier:
             if self._may_begin:
                 await self._fill()
             if self._window:
+                if self._ends:
+                    await self._note_ends()
                 window, self._window = self._window, []
                 await session.send(*window)
                 if self._has_said_quit:
                     # Some servers hold their replies back until they see the end (Exim: 200 ms).
                     await session.half_close()
             if not flying:
+                if self._is_stuck:
+                    session.abandon()  # a content may be unfinished
+                    break
                 if self._todo or not self._may_go_on or not await self._wait_for_work():
                     break
                 continue
@@ -170,6 +178,8 @@ class Carrier:
         """Send hello and the first envelope together, and see whether they went together."""
         host, session = self._host, self._session
         await self._fill(most=1)
+        if self._ends:
+            await self._note_ends()
         window, self._window = self._window, []
         await session.send(*host.first_words, *window)
         verdict = await host.confirm()
@@ -214,7 +224,7 @@ class Carrier:
     @property
     def _may_go_on(self) -> bool:
         host = self._host
-        if self._has_said_quit:
+        if self._has_said_quit or self._is_stuck:
             return False
         if not host.transactions:
             # Also over a connection that is gone: who came with it is owed a verdict.
@@ -229,6 +239,7 @@ class Carrier:
         return (
             len(flying) < host.depth.limit
             and not self._has_said_quit
+            and not self._is_stuck
             and flying[-1].is_sent
             and not flying[-1].is_alone
             and self._octets < MOST_OCTETS
@@ -353,6 +364,8 @@ class Carrier:
         if commands[-1].kind in ENDS_OF_CONTENT:
             self._contents += 1
             flight.content = self._contents
+            if self._journal is not None:
+                self._ends.append(flight)
             if self._may_say_quit:
                 self._has_said_quit = True
                 self._window.append(QUIT)
@@ -376,6 +389,11 @@ class Carrier:
                 async for piece in pieces:
                     if session.has_answers or not session.is_usable:
                         break  # refused or lost midway: the reply, or its absence, tells
+                    if piece.is_last and self._journal is not None:
+                        self._ends.append(flight)
+                        if not await self._note_ends():
+                            session.abandon()
+                            return
                     if piece.is_last:
                         self._contents += 1
                         flight.content = self._contents
@@ -389,6 +407,36 @@ class Carrier:
             session.abandon()
             flight.give_up(_unreadable(error))
             self._land(self._flying.popleft())
+
+    async def _note_ends(self) -> bool:
+        """Have the journal write down which contents end here; return whether they may.
+
+        What was written down before may have been delivered, should we die; all else was not.
+        """
+        ends, self._ends = self._ends, []
+        assert self._journal is not None
+        contents = [end for flight in ends if (end := _end_of(flight))[1]]
+        try:
+            if contents:
+                await self._journal(contents)
+        except Exception as error:  # noqa: BLE001 - the bulkhead: trouble of ours costs no mail
+            self._get_stuck(ends[0], error)
+        return not self._is_stuck
+
+    def _get_stuck(self, first: _Flight, error: Exception) -> None:
+        """Send nothing of a window, nor anything else; what went out before is heard out."""
+        self._is_stuck = True
+        self._window.clear()
+        text = f"it could not be noted that the content goes out: {error}"
+        verdict = ours(Status.DEFERRED, Cause.IO, Stage.CONTENT, text)
+        dropped: list[_Flight] = []
+        while not dropped or dropped[-1] is not first:
+            dropped.append(self._flying.pop())
+        for flight in reversed(dropped):
+            flight.give_up(verdict)
+            self._land(flight)
+        for job in self._todo:
+            job.attempt.setback = verdict
 
     # -- hearing ----------------------------------------------------------------------------
 
@@ -561,6 +609,16 @@ class Carrier:
                 flight.give_up(verdict)
                 self._host.report(attempt, group, flight.verdicts, flight.number, flight.started)
         self._flying.clear()
+
+
+def _end_of(flight: _Flight) -> tuple[str, list[str]]:
+    """Return what the journal is told: a message's id, and who may get it by this content."""
+    attempt, group, _ = flight.job
+    return attempt.message.id, [
+        attempt.recipients[place].address
+        for place, verdict in zip(group, flight.verdicts, strict=True)
+        if verdict is None
+    ]
 
 
 def _pieces(places: Sequence[int], most: int) -> list[Sequence[int]]:

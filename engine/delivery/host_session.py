@@ -84,6 +84,7 @@ class HostSession:
         has_prdr: Whether a reply for each recipient may be asked for after the content.
         recorder: Counts.
         events: Where events are published.
+        journal: Told which contents are about to go out to their end.
         now: The time, by Trio's clock.
         did_last_succeed: Whether the last transaction delivered to anybody.
     """
@@ -116,6 +117,7 @@ class HostSession:
         self.did_last_succeed = False
         self.recorder = shared.recorder
         self.events = shared.events
+        self.journal = shared.journal
         self.now = trio.lowlevel.current_clock().current_time
         self._path = path
         self._shared = shared

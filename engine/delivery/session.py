@@ -216,7 +216,7 @@ class Session:
         """Where the dialogue stands: at the oldest command in flight, or before the next MAIL."""
         oldest = self._connection.oldest_owed
         if oldest is None:
-            return Stage.MAIL
+            return Stage.CONTENT if self._connection.is_content_due else Stage.MAIL
         if self._connection.is_content_open or self._is_unwritten_content(oldest):
             return Stage.CONTENT
         return STAGES[oldest.kind]

@@ -122,6 +122,11 @@ class ClientConnection:
         return self._content_open
 
     @property
+    def is_content_due(self) -> bool:
+        """Whether the peer waits for a content that was not begun."""
+        return self._machine.confirmed is State.CONTENT
+
+    @property
     def has_said_quit(self) -> bool:
         """Whether it is over, or will be when QUIT is answered."""
         return self._machine.assumed is State.CLOSED

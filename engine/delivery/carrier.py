@@ -23,6 +23,7 @@ from engine.outcome import Cause, Scope, Status
 from engine.report import events
 from engine.security import TlsLevel
 from engine.smtp.command import ENDS_OF_CONTENT, QUIT, RSET, Kind
+from engine.smtp.connection import Answered
 from engine.smtp.content import scan
 from engine.smtp.errors import ContentError, NotConvertibleError
 from engine.smtp.mime import to_seven_bit
@@ -93,7 +94,8 @@ class _Flight(Transaction):
         job: What it is for.
         number: Which transaction of the connection, from 1.
         started: When it began, by Trio's clock.
-        octets_before: Octets of content written before it.
+        octets_before: Octets of content that go out before its own.
+        octets: Octets of its own content that were handed out, as they go on the wire.
         content: Which content of the session is its, from 1; 0 while none was sent.
         is_behind: Whether it was begun with another one in flight.
         is_reset: Whether RSET goes before it, whose reply is owed.
@@ -106,7 +108,8 @@ class _Flight(Transaction):
     job: _Job
     number: int
     started: float
-    octets_before: int
+    octets_before = 0
+    octets = 0
     content = 0
     is_behind = False
     is_reset = False
@@ -131,6 +134,7 @@ class Carrier:
         self._window: list[Command] = []
         self._contents = 0  # that were put in windows to their end
         self._octets = 0  # of contents in flight
+        self._octets_said = 0  # of contents handed out, as they go on the wire
         self._has_said_quit = False
         self._journal = host.journal
         self._ends: list[_Flight] = []  # whose contents end in the window
@@ -264,6 +268,8 @@ class Carrier:
             if not flying and host.transactions and not await host.make_ready():
                 # A refused RSET gives the connection up, not the message.
                 return
+            if host.most_domains and not host.admits(_domain_of(todo[0])):
+                return  # its recipients need a connection of their own
             self._begin(todo.popleft())
             if not self._may_begin:
                 return
@@ -339,8 +345,7 @@ class Carrier:
         host.recorder.transactions += 1
         if events.TransactionStarted in host.events.wanted:
             host.publish(events.TransactionStarted, message.id, len(group), number)
-        flight.job, flight.number = job, number
-        flight.started, flight.octets_before = host.now(), self._session.content_octets
+        flight.job, flight.number, flight.started = job, number, host.now()
         self._octets += content.facts.octets
         if message.require_tls or is_callout:
             flight.is_alone = True
@@ -361,11 +366,14 @@ class Carrier:
 
     def _say(self, flight: _Flight, commands: Sequence[Command]) -> None:
         self._window += commands
-        if commands[-1].kind in ENDS_OF_CONTENT:
+        last = commands[-1]
+        if last.kind in ENDS_OF_CONTENT:
             self._contents += 1
             flight.content = self._contents
             if self._journal is not None:
                 self._ends.append(flight)
+            flight.octets_before = self._octets_said
+            self._hand_out(flight, last)
             if self._may_say_quit:
                 self._has_said_quit = True
                 self._window.append(QUIT)
@@ -381,9 +389,20 @@ class Carrier:
             host.may_pipeline_quit and not self._todo and (host.is_used_up or self._source.is_over)
         )
 
+    def _hand_out(self, flight: _Flight, piece: Command) -> None:
+        """Account for octets of content that are on their way to the peer."""
+        octets = len(piece.octets) - piece.head
+        flight.octets += octets
+        self._octets_said += octets
+
+    def _written(self, flight: _Flight) -> int:
+        """Return how many octets of its content have been written, or may have."""
+        return min(max(0, self._session.content_octets - flight.octets_before), flight.octets)
+
     async def _send_content(self, flight: _Flight) -> None:
         """Send a content that is read while it is sent."""
         session = self._session
+        flight.octets_before = self._octets_said
         try:
             async with session.listening(), aclosing(flight.pieces()) as pieces:
                 async for piece in pieces:
@@ -398,6 +417,7 @@ class Carrier:
                         self._contents += 1
                         flight.content = self._contents
                         self._has_said_quit = self._may_say_quit
+                    self._hand_out(flight, piece)
                     await session.send(piece, *((QUIT,) if self._has_said_quit else ()))
             flight.streamed()
             if self._has_said_quit:
@@ -448,20 +468,26 @@ class Carrier:
             if flight.is_reset and run.commands[place].kind is Kind.RSET:
                 flight.is_reset = False
                 place += 1
-                continue
-            place, commands = flight.hear_run(run, place)
-            if commands:
-                self._say(flight, commands)
-            if flight.due is Due.NOTHING:
-                flying.popleft()
-                self._land(flight)
-        if flying and run.replies[-1].code == 421:
-            # It was said to one and is meant for all: nothing behind it will be answered.
-            answer = run.answers()[-1]
-            while flying:
-                flight = flying.popleft()
-                flight.close(answer)
-                self._land(flight)
+            else:
+                place, commands = flight.hear_run(run, place)
+                if commands:
+                    self._say(flight, commands)
+                if flight.due is Due.NOTHING:
+                    flying.popleft()
+                    self._land(flight)
+            if not run.is_smooth and run.replies[place - 1].code == 421:
+                # It was said to one and is meant for all.  Some servers say it to everything that
+                # is in flight, some go on as if nothing had been: what stands behind it does not count.
+                command, reply = run.commands[place - 1], run.replies[place - 1]
+                self._close(Answered(command, reply, run.answers_early(command)))
+                return
+
+    def _close(self, answer: Answered) -> None:
+        """Account for a 421 to everything that is in flight."""
+        while self._flying:
+            flight = self._flying.popleft()
+            flight.close(answer)
+            self._land(flight)
 
     # -- what became of it ------------------------------------------------------------------
 
@@ -469,7 +495,7 @@ class Carrier:
         """Report what became of a transaction, and see whether its attempt has more to do here."""
         host, (attempt, group, content) = self._host, flight.job
         self._octets -= content.facts.octets
-        host.recorder.octets += self._session.content_octets - flight.octets_before
+        host.recorder.octets += self._written(flight)
         attempt.jobs -= 1
         again: AbstractSet[int]
         if flight.is_overruled:
@@ -514,7 +540,9 @@ class Carrier:
         if not self._session.is_usable:
             verdicts = [verdict for verdict in flight.verdicts if verdict is not None]
             if all(verdict.may_go_on for verdict in verdicts):
-                attempt.setback = verdicts[-1]
+                # What was said of one recipient is nothing to another one.
+                of_all = [each for each in verdicts if each.scope is not Scope.RECIPIENT]
+                attempt.setback = of_all[-1] if of_all else attempt.setback
         elif flight.doubtful and flight.is_behind:
             # It does not take commands behind a content: again, and one by one from here on.
             self._host.depth.refused()
@@ -553,11 +581,13 @@ class Carrier:
             attempt = flight.job.attempt
             is_written = 0 < flight.content <= session.contents_written
             if self._was_stale(flight, ending, is_written=is_written) and (
-                not attempt.had_stale_connection
+                attempt.returns or not attempt.had_stale_connection
             ):
-                # The connection had died before; this message just found out.
+                # The connection had died before; this message just found out, maybe with several
+                # transactions at once.
                 attempt.had_stale_connection = attempt.returns = True
                 attempt.jobs -= 1
+                self._host.recorder.octets += self._written(flight)
                 if not attempt.jobs:
                     self._source.done(attempt)
             else:
@@ -565,7 +595,7 @@ class Carrier:
                     ending,
                     is_oldest=is_oldest,
                     is_content_written=is_written,
-                    octets=session.content_octets - flight.octets_before,
+                    octets=self._written(flight),
                 )
                 if is_written and self._host.manner.chunking and ending.cause is Cause.TIMEOUT:
                     self._host.memory.note_bad_chunking()
@@ -604,6 +634,7 @@ class Carrier:
         text = f"{self._host.peer}: the reply to the content was not waited for"
         verdict = ours(Status.UNKNOWN, cause, Stage.FINAL, text)._replace(scope=Scope.MESSAGE)
         for flight in self._flying:
+            self._host.recorder.octets += self._written(flight)
             if 0 < flight.content <= self._session.contents_written:
                 attempt, group, _ = flight.job
                 flight.give_up(verdict)
@@ -619,6 +650,11 @@ def _end_of(flight: _Flight) -> tuple[str, list[str]]:
         for place, verdict in zip(group, flight.verdicts, strict=True)
         if verdict is None
     ]
+
+
+def _domain_of(job: _Job) -> str:
+    """Return the domain of a job's recipients, where they are all of one."""
+    return job.attempt.recipients[job.group[0]].mailbox.routing_domain
 
 
 def _pieces(places: Sequence[int], most: int) -> list[Sequence[int]]:

@@ -78,9 +78,11 @@ class HostSession:
         transactions: Mail transactions begun.
         refusals: Those of them that nobody was accepted of, with others in flight behind.
         ending: How the session ended, `done` when it ended with our QUIT; empty before.
+        is_confirmed: Whether it has greeted us and taken our hello, so that a session stands.
         retry: How the host should be asked once more, where it could not be used.
         most_recipients: Recipients in one transaction at most; 0: any number.
         has_one_domain: Whether the recipients of a transaction must be of one domain.
+        most_domains: Different domains that recipients of the session may be of; 0: any number.
         has_prdr: Whether a reply for each recipient may be asked for after the content.
         recorder: Counts.
         events: Where events are published.
@@ -113,6 +115,7 @@ class HostSession:
         self.depth = Depth(1, is_known=False, round_trip=None, is_possible=False)
         self.transactions = self.refusals = 0
         self.ending = ""
+        self.is_confirmed = False
         self.retry: Retry | None = None
         self.did_last_succeed = False
         self.recorder = shared.recorder
@@ -134,6 +137,8 @@ class HostSession:
         self._most_transactions = settings.max_messages_per_connection
         self.most_recipients = settings.max_recipients_per_transaction
         self.has_one_domain = not settings.multi_domain
+        self.most_domains = 0
+        self._domains: set[str] = set()
         self.has_prdr = False
         self._has_tls = settings.protocol == "smtps"
         self._may_speak_first = False
@@ -251,6 +256,7 @@ class HostSession:
         if self._transcript is not None:
             self._mark = self._transcript.mark()
         if not opening.first_words:
+            self.is_confirmed = True
             if not opening.has_tls and self.demand.level > TlsLevel.OFF:
                 self._count("starttls-not-supported")
             keywords = tuple(self.offered.keywords)
@@ -317,6 +323,7 @@ class HostSession:
             most = settings.max_recipients_per_transaction
             self.most_recipients = min(rcptmax, most or rcptmax)
         self.has_one_domain |= limits.rcptdomainmax is not None
+        self.most_domains = limits.rcptdomainmax or 0
 
     # -- what surrounds an opening ----------------------------------------------------------
 
@@ -472,6 +479,16 @@ class HostSession:
             and not self.has_tls
             and not self.first_words
         )
+
+    def admits(self, domain: str) -> bool:
+        """Whether recipients of a domain may be named in this session; then they count.
+
+        RFC 9422 §4.3: what is limited are the domains of a session, not those of a transaction.
+        """
+        if domain not in self._domains and len(self._domains) >= self.most_domains:
+            return False
+        self._domains.add(domain)
+        return True
 
     async def make_ready(self) -> bool:
         """Make the session ready for MAIL, if it can be; RSET only where a transaction is open."""

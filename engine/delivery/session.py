@@ -246,11 +246,14 @@ class Session:
         It is on its way to the kernel when this returns, unless the peer takes octets more slowly
         than we make them; then this waits as long as the channel is full.  Never raises for what a
         peer does: when the session is lost the window goes nowhere, and the next `reply()` tells.
+        Nor does anything go out once it is cancelled, while replies are still waited for.
         """
         if self.loss is not None or self._connection.is_spoiled:
             return
         if self._is_ending:
             await trio.lowlevel.checkpoint_if_cancelled()  # nobody would hear the reply
+        if self._is_cancelled:
+            return
         if self._dial is not None:
             await self._send_first(window)
             return
@@ -435,7 +438,7 @@ class Session:
         if self._scribe is not None:
             self._note(window)
         self._put(window, octets)
-        if not was_owed or window[0].kind is Kind.CONTENT:
+        if not was_owed or window[0].kind in _CONTENT_KINDS:
             # The reply to a content is waited for from its last octet on.
             self._arm()
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from engine.report.events import ConnectionFailed, HostDeferred, SecurityAlert
 from engine.report.log import LogWriter, timestamp
-from engine.worker.summary import printable
+from engine.smtp.reply import show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,6 +97,11 @@ class _Handler(logging.Handler):
             if trace:
                 facts["traceback"] = trace
             return _ENCODER.encode(facts) + "\n"
-        lines = [f"{time} level={level} logger={record.name} ({printable(text)})"]
-        lines += (f"    {printable(line)}" for line in trace.splitlines())
+        lines = [f"{time} level={level} logger={record.name} ({_printable(text)})"]
+        lines += (f"    {_printable(line)}" for line in trace.splitlines())
         return "\n".join(lines) + "\n"
+
+
+def _printable(text: str) -> str:
+    """Escape what could steer a terminal, or end a line."""
+    return text if text.isprintable() else show(text.encode("utf-8", "backslashreplace"))

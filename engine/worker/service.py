@@ -128,13 +128,16 @@ class Service:
             OSError: A file cannot be made.
         """
         files = self._files
-        # Nothing runs yet that waiting for it could hold up.
-        with hold_lock(files.store, patience=self._manner.patience):
-            async with (
-                open_store(files.store, clock=self._manner.clock) as store,
-                open_state(str(files.state)) as hints,
-            ):
-                await self._serve(store, hints)
+        async with tasks_beside() as signals:
+            # Around everything: a signal that comes late must not cut the end short.
+            await signals.start(heed_signals, self)
+            # Nothing runs yet that waiting for it could hold up.
+            with hold_lock(files.store, patience=self._manner.patience):
+                async with (
+                    open_store(files.store, clock=self._manner.clock) as store,
+                    open_state(str(files.state)) as hints,
+                ):
+                    await self._serve(store, hints)
         _log.info("ended")
 
     async def _serve(self, store: Store, hints: Hints | None) -> None:
@@ -146,7 +149,6 @@ class Service:
         dead = [owner.name for owner in await store.owners()]
         shift = self._make_shift(self._config, store, hints, dead=dead)
         async with tasks_beside() as beside:
-            await beside.start(heed_signals, self)
             await beside.start(serve_control, self._files.socket, desk)
             async with tasks_beside() as shifts:
                 await self._begin(shift, shifts)

@@ -156,4 +156,5 @@ class _Starter:
         self._is_ready = True
         # Nobody may be reading it.
         with suppress(OSError):
-            print(f"ready: {text}", flush=True)
+            sys.stdout.write(f"ready: {text}\n")
+            sys.stdout.flush()

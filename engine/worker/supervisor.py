@@ -139,9 +139,8 @@ class Supervisor:
             code = child.process.returncode
             assert code is not None
             if self._ending.is_set():
-                # Too young to hear it: it had nothing to finish.
-                is_fine = code == -signal.SIGTERM and not child.has_worked
-                self._statuses[shard] = 0 if is_fine else code
+                # One that does not hear it yet, or not any more, has nothing to finish.
+                self._statuses[shard] = 0 if code == -signal.SIGTERM else code
                 return
             if self.is_finite and code == 0:
                 self._statuses[shard] = 0

@@ -77,9 +77,7 @@ def test_limits_of_a_site_are_divided_and_nothing_else_changes(tmp_path):
 
 def test_reports_of_each_process_have_names_of_their_own(tmp_path):
     config = config_of(tmp_path, TEXT)
-    names = [
-        share_config(config, Shard(number, 3)).tls_reporter.unique for number in (1, 2, 3)
-    ]
+    names = [share_config(config, Shard(number, 3)).tls_reporter.unique for number in (1, 2, 3)]
     assert names == ["x", "xp2", "xp3"]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -73,7 +73,14 @@ class Shift:
             has_transcripts=config.worker.transcripts,
             clock=clock,
         )
-        self._bouncer = Bouncer(store, bounce_settings(config), clock=clock)
+        self._bouncer = Bouncer(
+            store,
+            bounce_settings(config),
+            bounce=config.queue.bounce,
+            on_event=self._note_report,
+            rules=config.retry,
+            clock=clock,
+        )
         policy = Policy(
             rules=config.retry,
             unknown=config.queue.unknown_policy,
@@ -136,6 +143,9 @@ class Shift:
         """End at once."""
         self._told_to_end.set()
         self.engine.cancel()
+
+    async def _note_report(self, record: Mapping[str, Any]) -> None:
+        await self.outcomes.write([record])
 
     def report(self) -> Mapping[str, object]:
         """Return its numbers of this moment, as JSON has them."""

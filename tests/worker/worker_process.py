@@ -59,10 +59,13 @@ class Place:
     def store(self, shard: int = 1) -> Path:
         return files_of(load_config(self.config), shard).store
 
-    async def submit(self, *addresses: str, shard: int = 1, **how: Any) -> None:
-        """Put a message for each address into the store, past any worker."""
+    async def submit(
+        self, *addresses: str, shard: int = 1, sender: str = "", **how: Any
+    ) -> None:
+        """Put a message for each address into the store, past any worker; nobody gets bounces."""
+        mails = [mail(each, sender=sender, at=time.time(), **how) for each in addresses]
         async with open_store(self.store(shard)) as store:
-            await store.submit([mail(address, at=time.time(), **how) for address in addresses])
+            await store.submit(mails)
 
     async def left(self, shard: int = 1) -> list[tuple[str, str]]:
         """Who is in the store, and in which state."""

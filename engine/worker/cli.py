@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from engine.worker.shards import Shard
+    from engine.worker.share import Share
 
 _EXITS = """\b
 Exit status:
@@ -97,19 +97,19 @@ Exit status:
        of processes that there are no more"""
 
 
-class ShardType(click.ParamType["Shard"]):
+class ShareType(click.ParamType["Share"]):
     """`NUMBER/COUNT`."""
 
     name = "number/count"
 
     def convert(
-        self, value: str | Shard, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Shard:
-        """Return the shard; fail as bad usage when it is none."""
-        from engine.worker.shards import Shard
+        self, value: str | Share, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Share:
+        """Return the share; fail as bad usage when it is none."""
+        from engine.worker.share import Share
 
         try:
-            return Shard.parse(str(value))
+            return Share.parse(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -296,12 +296,12 @@ def verify(
     is_flag=True,
     help="End when nothing is left to do; what is held does not count.",
 )
-@click.option("--shard", type=ShardType(), hidden=True, help="Which process of its parent's.")
-def run(*, config: str, sets: tuple[str, ...], until_empty: bool, shard: Shard | None) -> int:
+@click.option("--share", type=ShareType(), hidden=True, help="Which process of its parent's.")
+def run(*, config: str, sets: tuple[str, ...], until_empty: bool, share: Share | None) -> int:
     """Run `engine.worker.start`."""
     from engine.worker.start import RunOptions, run_worker
 
-    return run_worker(RunOptions(config, sets, until_empty, shard))
+    return run_worker(RunOptions(config, sets, until_empty, share))
 
 
 @cli.command()

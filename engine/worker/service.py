@@ -35,7 +35,7 @@ from engine.queue.sqlite import open_store
 from engine.report.log import timestamp
 from engine.worker.lock import hold_lock
 from engine.worker.setup import open_state
-from engine.worker.shards import Shard, files_of, share_config
+from engine.worker.share import Share, files_of, share_config
 from engine.worker.shift import Shift
 from engine.worker.signals import heed_signals
 
@@ -71,14 +71,14 @@ class Manner:
 
     Attributes:
         read_config: Reads the configuration anew; it blocks, and raises as `load_config` does.
-        shard: Which process of how many.
+        share: Which process of how many.
         until_empty: Whether it ends when nothing is left to do; what is held does not count.
         patience: Seconds to wait for another worker to leave the store.
         clock: Wall clock, seconds since the epoch.
     """
 
     read_config: Callable[[], Config]
-    shard: Shard = field(default_factory=Shard)
+    share: Share = field(default_factory=Share)
     until_empty: bool = False
     patience: float = 0.0
     clock: Callable[[], float] = time.time
@@ -109,7 +109,7 @@ class Service:
         self._log = log
         self._notifier = notifier
         self._on_ready = on_ready
-        self._files = files_of(config, manner.shard.number)
+        self._files = files_of(config, manner.share.number)
         self._began = manner.clock()
         self._shifts: list[Shift] = []
         self._is_ending = False
@@ -144,7 +144,12 @@ class Service:
         from engine.worker.control_server import serve_control
         from engine.worker.desk import Desk
 
-        desk = Desk(store, clock=self._manner.clock, status=self.status)
+        desk = Desk(
+            store,
+            clock=self._manner.clock,
+            status=self.status,
+            max_message_octets=self._config.queue.max_message_octets,
+        )
         # The lock says that nobody else is here: whoever holds leases is gone.
         dead = [owner.name for owner in await store.owners()]
         shift = self._make_shift(self._config, store, hints, dead=dead)
@@ -193,7 +198,7 @@ class Service:
         facts: dict[str, object] = {
             "version": version("delivery-engine"),
             "pid": os.getpid(),
-            "process": str(self._manner.shard),
+            "process": str(self._manner.share),
             "state": "reloading" if self._is_reloading and not self._is_ending else state,
             "since": timestamp(self._began),
             "seconds": round(now - self._began, 3),
@@ -230,7 +235,7 @@ class Service:
     def _make_shift(
         self, config: Config, store: Store, hints: Hints | None, *, dead: list[str]
     ) -> Shift:
-        config = share_config(config, self._manner.shard)
+        config = share_config(config, self._manner.share)
         return Shift(config, store, hints, self._log, dead=dead, clock=self._manner.clock)
 
     async def _begin(self, shift: Shift, shifts: trio.Nursery) -> None:

@@ -27,7 +27,7 @@ from engine.worker.process_log import ProcessLog
 from engine.worker.refusals import RunExit, explain_refusal
 from engine.worker.service import Manner, Service
 from engine.worker.setup import read_config
-from engine.worker.shards import Shard, files_of, stranded
+from engine.worker.share import Share, files_of, stranded
 from engine.worker.signals import heed_signals
 from engine.worker.supervisor import Supervisor, wait_for_parent_to_go
 
@@ -48,13 +48,13 @@ class RunOptions:
         config: The configuration file.
         sets: `KEY=VALUE` over the configuration's defaults.
         until_empty: Whether it ends when nothing is left to do.
-        shard: Which process of several this is; `None`: it was not started by a parent.
+        share: Which process of several this is; `None`: it was not started by a parent.
     """
 
     config: str
     sets: tuple[str, ...] = ()
     until_empty: bool = False
-    shard: Shard | None = None
+    share: Share | None = None
 
 
 def run_worker(options: RunOptions) -> int:
@@ -84,12 +84,12 @@ class _Starter:
 
     async def run(self) -> int:
         try:
-            if self._options.shard is not None:
-                return await self._work_for_parent(self._options.shard)
+            if self._options.share is not None:
+                return await self._work_for_parent(self._options.share)
             if problems := await stranded(self._config):
                 raise ConfigError(*problems)
             if self._config.worker.processes == 1:
-                return await self._work(Shard())
+                return await self._work(Share())
             return await self._supervise()
         except (EngineError, OSError) as error:
             status, text = explain_refusal(error)
@@ -98,13 +98,13 @@ class _Starter:
                 _log.error("%s", line, exc_info=self._is_ready)
             return status
 
-    async def _work(self, shard: Shard, *, patience: float = 0.0) -> int:
-        service = self._service(shard, patience)
+    async def _work(self, share: Share, *, patience: float = 0.0) -> int:
+        service = self._service(share, patience)
         await service.run()
         return RunExit.ENDED
 
-    async def _work_for_parent(self, shard: Shard) -> int:
-        service = self._service(shard, _PATIENCE)
+    async def _work_for_parent(self, share: Share) -> int:
+        service = self._service(share, _PATIENCE)
 
         async def end_with_parent() -> None:
             await wait_for_parent_to_go()
@@ -116,11 +116,11 @@ class _Starter:
             await service.run()
         return RunExit.ENDED
 
-    def _service(self, shard: Shard, patience: float) -> Service:
+    def _service(self, share: Share, patience: float) -> Service:
         options = self._options
         manner = Manner(
             read_config=partial(load_config, Path(options.config), options.sets),
-            shard=shard,
+            share=share,
             until_empty=options.until_empty,
             patience=patience,
         )
@@ -145,9 +145,9 @@ class _Starter:
 
     def _command_of_child(self, number: int) -> list[str]:
         options = self._options
-        shard = Shard(number, self._config.worker.processes)
+        share = Share(number, self._config.worker.processes)
         command = [sys.executable, "-m", "engine", "run", "--config", options.config]
-        command += ["--shard", str(shard)]
+        command += ["--share", str(share)]
         for each in options.sets:
             command += ["--set", each]
         return command + ["--until-empty"] * options.until_empty

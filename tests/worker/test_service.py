@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 import trio
+from engine.worker.control_client import open_control
 
 from engine.errors import ConfigError
 from engine.queue.errors import StoreDamagedError, StoreFullError, StoreVersionError
@@ -24,7 +25,8 @@ from engine.worker.notify import Notifier
 from engine.worker.output import open_output
 from engine.worker.process_log import ProcessLog
 from engine.worker.service import Manner, Service
-from engine.worker.shards import Shard
+from engine.worker.share import Share
+from tests.queue.mail import mail
 from tests.worker.worker_process import a_place, damage, make_newer, until
 
 FOREVER = 'drain_timeout = "10m"'
@@ -94,7 +96,7 @@ async def serving(place, **manner):
 
 async def run_in_vain(place, **manner):
     async with a_log() as log:
-        await a_service(place, lambda line: pytest.fail(line), log=log, **manner).run()
+        await a_service(place, pytest.fail, log=log, **manner).run()
 
 
 # ---- from the beginning to the end ----------------------------------------------------------------
@@ -247,16 +249,11 @@ async def test_a_new_configuration_comes_into_force(place, caplog):
 
 async def submit_over(place, address):
     """Submit as the command line does, so that the worker hears of it."""
-    from engine.worker.control_client import open_control
-    from tests.queue.mail import mail
-
     async with open_control(place.folder / "engine.sock") as control:
         await control.submit([mail(address, sender="", at=time.time())])
 
 
 async def steer_over(place, action):
-    from engine.worker.control_client import open_control
-
     async with open_control(place.folder / "engine.sock") as control:
         await control.apply(action, EVERYBODY)
 
@@ -360,7 +357,7 @@ async def test_a_log_of_outcomes_that_was_moved_away_is_begun_anew(place, caplog
 
 async def test_its_status_says_how_it_is(place):
     clock = FakeClock(time.time())
-    async with serving(place, clock=clock, shard=Shard(1, 2)) as running:
+    async with serving(place, clock=clock, share=Share(1, 2)) as running:
         await submit_over(place, "a@x.test")
         await until(lambda: len(place.outcomes()) == 1)
         clock.advance(90)

@@ -14,7 +14,6 @@ import trio
 
 from engine.queue.sqlite import open_store
 from engine.worker.lock import hold_lock
-from engine.worker.shards import Shard
 from engine.worker.start import RunOptions, run_worker
 from tests.queue.mail import mail
 from tests.worker.worker_process import a_place, damage, make_newer, until
@@ -193,9 +192,9 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "engine.toml"
 
 
-def refusal(config: Path, capfd: pytest.CaptureFixture[str], *, shard: Shard | None = None):
+def refusal(config: Path, capfd: pytest.CaptureFixture[str]):
     """Run a worker that must not begin; return its status and what it said."""
-    status = run_worker(RunOptions(str(config), shard=shard))
+    status = run_worker(RunOptions(str(config)))
     out, err = capfd.readouterr()
     assert out == ""
     assert "Traceback" not in err

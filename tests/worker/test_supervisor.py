@@ -283,7 +283,7 @@ async def test_children_hear_that_their_parent_was_killed(tmp_path):
         assert (await parent.stdout.receive_some()).startswith(b"ready")
         parent.kill()
         await parent.wait()
-        while "parent gone" not in (tmp_path / "1.diary").read_text():
+        while "parent gone" not in (tmp_path / "1.diary").read_text():  # noqa: ASYNC110
             await trio.sleep(0.01)
 
 

@@ -16,7 +16,7 @@ import trio
 from engine.queue.sqlite import open_store
 from engine.testing.sink import open_sink
 from engine.worker.config import load_config
-from engine.worker.shards import files_of
+from engine.worker.share import files_of
 from tests.queue.mail import mail
 
 if TYPE_CHECKING:
@@ -59,9 +59,7 @@ class Place:
     def store(self, shard: int = 1) -> Path:
         return files_of(load_config(self.config), shard).store
 
-    async def submit(
-        self, *addresses: str, shard: int = 1, sender: str = "", **how: Any
-    ) -> None:
+    async def submit(self, *addresses: str, shard: int = 1, sender: str = "", **how: Any) -> None:
         """Put a message for each address into the store, past any worker; nobody gets bounces."""
         mails = [mail(each, sender=sender, at=time.time(), **how) for each in addresses]
         async with open_store(self.store(shard)) as store:

@@ -28,7 +28,7 @@ _MAX_UNIQUE: Final = 28
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class Share:
     """Which process of how many.
 
     Attributes:
@@ -40,7 +40,7 @@ class Shard:
     count: int = 1
 
     @classmethod
-    def parse(cls, text: str) -> Shard:
+    def parse(cls, text: str) -> Share:
         """Read `NUMBER/COUNT`.
 
         Raises:
@@ -48,21 +48,21 @@ class Shard:
         """
         number, slash, count = text.partition("/")
         if slash and number.isdecimal() and count.isdecimal():
-            shard = cls(int(number), int(count))
-            if 1 <= shard.number <= shard.count <= MAX_PROCESSES:
-                return shard
+            share = cls(int(number), int(count))
+            if 1 <= share.number <= share.count <= MAX_PROCESSES:
+                return share
         raise ValueError(f"found {text!r}; allowed 1/2, 2/2 and the like")
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 
-    def share_of(self, limit: int) -> int:
+    def of(self, limit: int) -> int:
         """Return this process's share of a limit, at least 1; the first take what is left over."""
         return max(1, limit // self.count + (self.number <= limit % self.count))
 
 
 @dataclass(frozen=True, slots=True)
-class ShardFiles:
+class Files:
     """The files of one process.
 
     Attributes:
@@ -78,10 +78,10 @@ class ShardFiles:
     outcomes: Path
 
 
-def files_of(config: Config, number: int = 1) -> ShardFiles:
+def files_of(config: Config, number: int = 1) -> Files:
     """Return the files of a process, from 1."""
     worker, folder = config.worker, config.folder
-    return ShardFiles(
+    return Files(
         store=shard_file(folder, config.queue.path, number),
         socket=shard_file(folder, worker.socket, number),
         state=shard_file(folder, worker.state, number),
@@ -89,29 +89,29 @@ def files_of(config: Config, number: int = 1) -> ShardFiles:
     )
 
 
-def share_config(config: Config, shard: Shard) -> Config:
+def share_config(config: Config, share: Share) -> Config:
     """Return the configuration of one process: with its share of what is limited for a site."""
-    if shard.count == 1:
+    if share.count == 1:
         return config
     table = config.table
     defaults = table.defaults.model_copy(
-        update={"max_connections": shard.share_of(table.defaults.max_connections)}
+        update={"max_connections": share.of(table.defaults.max_connections)}
     )
-    rules = [_share_rule(rule, shard) for rule in table.rules]
+    rules = [_share_rule(rule, share) for rule in table.rules]
     return replace(
         config,
         table=SettingsTable(defaults, rules),
-        tls_reporter=_own_reporter(config.tls_reporter, shard.number),
+        tls_reporter=_own_reporter(config.tls_reporter, share.number),
     )
 
 
-def _share_rule(rule: PathRule, shard: Shard) -> PathRule:
+def _share_rule(rule: PathRule, share: Share) -> PathRule:
     if "max_connections" not in rule.overrides:
         return rule
     limit = Settings.model_validate(
         {"max_connections": rule.overrides["max_connections"]}
     ).max_connections
-    return PathRule(rule.match, {**rule.overrides, "max_connections": shard.share_of(limit)})
+    return PathRule(rule.match, {**rule.overrides, "max_connections": share.of(limit)})
 
 
 def _own_reporter(reporter: Reporter | None, number: int) -> Reporter | None:

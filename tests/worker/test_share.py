@@ -8,7 +8,7 @@ import pytest
 from engine.queue.errors import StoreDamagedError
 from engine.queue.sqlite import open_store
 from engine.worker.config import load_config
-from engine.worker.shards import Shard, files_of, share_config, stranded
+from engine.worker.share import Share, files_of, share_config, stranded
 from tests.queue.mail import mail
 
 
@@ -19,18 +19,18 @@ def config_of(tmp_path, text):
 
 @pytest.mark.parametrize("text", ["1/1", "2/3", "64/64"])
 def test_a_shard_is_written_as_it_is_read(text):
-    assert str(Shard.parse(text)) == text
+    assert str(Share.parse(text)) == text
 
 
 @pytest.mark.parametrize("text", ["", "1", "0/1", "2/1", "1/65", "a/b", "-1/2", "1/2/3", "²/2"])
 def test_what_is_no_shard_is_refused(text):
     with pytest.raises(ValueError, match="allowed 1/2"):
-        Shard.parse(text)
+        Share.parse(text)
 
 
 @pytest.mark.parametrize(("limit", "count"), [(20, 1), (20, 3), (2, 3), (1, 8), (64, 64)])
 def test_the_shares_are_the_whole_but_nobody_has_none(limit, count):
-    shares = [Shard(number, count).share_of(limit) for number in range(1, count + 1)]
+    shares = [Share(number, count).of(limit) for number in range(1, count + 1)]
     assert sum(shares) == max(limit, count)
     assert max(shares) - min(shares) <= 1
     assert min(shares) >= 1
@@ -66,7 +66,7 @@ unique = "x"
 
 def test_limits_of_a_site_are_divided_and_nothing_else_changes(tmp_path):
     config = config_of(tmp_path, TEXT)
-    shared = share_config(config, Shard(2, 3))
+    shared = share_config(config, Share(2, 3))
     assert shared.table.defaults.max_connections == 7
     assert shared.table.defaults.helo_name == "me.test"
     slow, other = (shared.table.settings((index,)) for index in (0, 1))
@@ -77,13 +77,13 @@ def test_limits_of_a_site_are_divided_and_nothing_else_changes(tmp_path):
 
 def test_reports_of_each_process_have_names_of_their_own(tmp_path):
     config = config_of(tmp_path, TEXT)
-    names = [share_config(config, Shard(number, 3)).tls_reporter.unique for number in (1, 2, 3)]
+    names = [share_config(config, Share(number, 3)).tls_reporter.unique for number in (1, 2, 3)]
     assert names == ["x", "xp2", "xp3"]
 
 
 def test_one_process_has_it_all(tmp_path):
     config = config_of(tmp_path, TEXT)
-    assert share_config(config, Shard()) is config
+    assert share_config(config, Share()) is config
 
 
 # ---- stores of processes that there are no more ---------------------------------------------------

@@ -24,7 +24,7 @@ Bounce: TypeAlias = Literal["report", "event", "both"]
 LogFormat: TypeAlias = Literal["text", "json"]
 UnknownWord: TypeAlias = Literal["retry", "assume-delivered", "hold"]
 
-#: More would be of no use, and are likely a slip.
+#: Of one worker.
 MAX_PROCESSES: Final = 64
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 import trio
@@ -102,9 +103,7 @@ async def test_one_that_cannot_log_outcomes_does_not_begin_and_is_over(place, lo
 
 
 async def test_a_route_that_cannot_be_is_a_bad_configuration(place, log):
-    place.configure(defaults='tls = "verify"', more="")
-    config = load_config(place.config)
-    object.__setattr__(config, "routes", (("*", ("no host",)),))
+    config = replace(load_config(place.config), routes=(("*", ("no host",)),))
     with pytest.raises(ConfigError):
         Shift(config, MemoryStore(), None, log)
 
@@ -152,7 +151,7 @@ def test_who_reports_is_configured(tmp_path, text, name, address):
 
 
 @pytest.mark.parametrize(
-    ("host", "name"), [("mx.me.test", "mx.me.test"), ("my_host", "localhost"), ("", "localhost")]
+    ("host", "name"), [("mx.me.test", "mx.me.test"), ("my host", "localhost"), ("", "localhost")]
 )
 def test_else_it_is_this_host_if_its_name_can_be_one(tmp_path, monkeypatch, host, name):
     monkeypatch.setattr(socket, "gethostname", lambda: host)

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.units import DURATION_ALLOWED, parse_duration
+from engine.units import (
+    DURATION_ALLOWED,
+    MOMENT_ALLOWED,
+    OCTETS_ALLOWED,
+    parse_duration,
+    parse_moment,
+    parse_octets,
+    timestamp,
+)
 
 
 @pytest.mark.parametrize(
@@ -80,3 +88,80 @@ def test_any_value_gives_a_finite_time_above_zero_or_a_value_error(value: object
     except ValueError:
         return
     assert 0 < seconds < math.inf
+
+
+@pytest.mark.parametrize(
+    ("at", "shown"),
+    [
+        (0.0, "1970-01-01T00:00:00.000Z"),
+        (1787479872.345, "2026-08-23T10:11:12.345Z"),
+        (1787479872.9996, "2026-08-23T10:11:13.000Z"),
+        (-0.001, "1969-12-31T23:59:59.999Z"),
+    ],
+)
+def test_timestamp_is_utc_with_milliseconds(at, shown):
+    assert timestamp(at) == shown
+
+
+NOW = 1_700_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("2023-11-14T22:13:20Z", NOW),
+        ("2023-11-14T22:13:20.250Z", NOW + 0.25),
+        ("2023-11-14 23:13:20+01:00", NOW),
+        (NOW + 7, NOW + 7),
+        (1_700_000_001, NOW + 1),
+        ("30m", NOW + 1800),
+        ("1h30m", NOW + 5400),
+        (0, 0.0),
+    ],
+)
+def test_moments_are_read_as_seconds_since_the_epoch(written: object, seconds: float):
+    assert parse_moment(written, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("", "soon", "5", "2023-11-14", "2023-11-14T22:13:20", "0001-01-01T00:00:00Z"),
+        *("9999999d", "2023-13-01T00:00:00Z", "+30m", -1, 1e300, math.nan, math.inf, True, None),
+        [],
+    ],
+)
+def test_what_is_no_moment_is_refused_with_what_is(written: object):
+    with pytest.raises(ValueError, match=re.escape(MOMENT_ALLOWED)):
+        parse_moment(written, NOW)
+
+
+@given(st.text() | st.floats() | st.integers())
+def test_anything_is_a_moment_that_can_be_shown_or_refused(written: object):
+    try:
+        at = parse_moment(written, NOW)
+    except ValueError as error:
+        assert str(error) == MOMENT_ALLOWED  # noqa: PT017 - either may come
+    else:
+        assert parse_moment(timestamp(at), NOW) == pytest.approx(at, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("written", "octets"),
+    [
+        (7, 7),
+        ("1 KiB", 1024),
+        ("50 MiB", 50 * 1024 * 1024),
+        ("1.5GiB", 3 * 512 * 1024 * 1024),
+    ],
+)
+def test_sizes_are_read_as_octets(written: object, octets: int):
+    assert parse_octets(written) == octets
+
+
+@pytest.mark.parametrize(
+    "written", ["", "50", "50 MB", "50mib", "0 KiB", "-1 KiB", "1e3 KiB", 0, -1, 1.5, True, None]
+)
+def test_what_is_no_size_is_refused_with_what_is(written: object):
+    with pytest.raises(ValueError, match=re.escape(OCTETS_ALLOWED)):
+        parse_octets(written)

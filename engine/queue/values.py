@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.errors import SubmitError
+from engine.units import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -407,24 +408,28 @@ class Entry:
     last: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the entry as `queue list --json` prints it; times are seconds since the epoch."""
+        """Return the entry as `queue list --json` prints it; times are RFC 3339 in UTC."""
         return {
             "message": self.message,
             "recipient": self.recipient,
             "state": self.state.value,
             "attempts": self.attempts,
-            "next_attempt": self.next_attempt,
+            "next_attempt": _moment(self.next_attempt),
             "last": None if self.last is None else json.loads(self.last),
             "reason": self.reason,
             "sender": self.sender,
-            "submitted_at": self.submitted_at,
-            "deadline": self.deadline,
+            "submitted_at": _moment(self.submitted_at),
+            "deadline": _moment(self.deadline),
             "tenant": self.tenant,
             "job": self.job,
             "priority": self.priority,
             "site": self.site,
             "result": self.result and self.result.value,
         }
+
+
+def _moment(at: float | None) -> str | None:
+    return None if at is None else timestamp(at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,12 @@ line, whatever a peer or a submitter says.
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from engine.outcome import Status
 from engine.report.events import ConnectionFailed, HostDeferred, RecipientSettled, SecurityAlert
 from engine.smtp.reply import show
+from engine.units import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,12 +38,6 @@ _DEFAULT_ENHANCED: Final = {
 }
 # ASCII only: that escapes control characters of every kind.
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=True)
-
-
-def timestamp(at: float) -> str:
-    """Return seconds since the epoch as RFC 3339 §5.6 has it, UTC: `2026-08-23T10:11:12.345Z`."""
-    second, millisecond = divmod(round(at * 1000), 1000)
-    return f"{_second(second)}.{millisecond:03d}Z"
 
 
 def log_line(outcome: Outcome, *, at: float) -> str:
@@ -153,12 +146,6 @@ def _event_line(event: Event, level: str) -> str:
     if text is not None:
         words.append(f"({_free_text(text)})")
     return " ".join(words)
-
-
-# The same second is written thousands of times; the memory holds a few, for clocks that differ.
-@lru_cache(maxsize=8)
-def _second(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _relay(peer: Peer | None) -> str:

@@ -15,7 +15,14 @@ from engine.queue.decision import Unknown
 from engine.report.bounce import BounceSettings
 from engine.setting_types import Flag, Limit, Seconds, one_of
 from engine.showing import show
-from engine.units import DAYS, DURATION_ALLOWED, HOURS, parse_duration
+from engine.units import (
+    DAYS,
+    DURATION_ALLOWED,
+    HOURS,
+    OCTETS_ALLOWED,
+    parse_duration,
+    parse_octets,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +59,13 @@ def _waits(value: object) -> tuple[float, ...]:
     except ValueError:
         allowed = f"{DURATION_ALLOWED}; or a list of them, an empty one for never"
         raise _refusal(show(value), allowed) from None
+
+
+def _octets(value: object) -> int:
+    try:
+        return parse_octets(value)
+    except ValueError:
+        raise _refusal(show(value), OCTETS_ALLOWED) from None
 
 
 def _text(value: object) -> str:
@@ -108,6 +122,8 @@ class QueueSection(Section):
     warn_after: Annotated[tuple[float, ...], PlainValidator(_waits)] = (4 * HOURS,)
     #: Contents up to this size are returned whole.  Postfix: 50000.
     return_octets: Limit = 50 * 1024
+    #: Contents up to this size are taken in.  Postfix: 10240000; Exim: 50M.
+    max_message_octets: Annotated[int, PlainValidator(_octets)] = 50 * 1024 * 1024
     #: For how long ids are known after their messages are done with: as long, a batch can be
     #: repeated without harm.
     remember: Seconds = 3 * DAYS

@@ -26,7 +26,7 @@ from engine.report.events import (
     SessionReady,
     SiteOpened,
 )
-from engine.report.log import LogWriter, json_line, log_line, timestamp
+from engine.report.log import LogWriter, json_line, log_line
 from engine.smtp.reply import Reply
 from engine.smtp.stages import Stage
 from engine.smtp.status import EnhancedStatusCode
@@ -192,19 +192,6 @@ def test_any_text_gives_one_clean_line(message, text, octets, status):
     assert not UNCLEAN.search(line)
     assert values(line)["status"] == status.value
     assert not UNCLEAN.search(json_line(outcome, at=AT))
-
-
-@pytest.mark.parametrize(
-    ("at", "shown"),
-    [
-        (0.0, "1970-01-01T00:00:00.000Z"),
-        (AT, "2026-08-23T10:11:12.345Z"),
-        (1787479872.9996, "2026-08-23T10:11:13.000Z"),
-        (-0.001, "1969-12-31T23:59:59.999Z"),
-    ],
-)
-def test_timestamp_is_utc_with_milliseconds(at, shown):
-    assert timestamp(at) == shown
 
 
 def test_json_line_of_an_outcome_is_its_record_and_the_time():

@@ -21,6 +21,7 @@ def test_without_anything_said_they_have_values_to_work_with():
         ("bounce_name", "not a name"),
         ("bounce_from", "Ärger@x.test"),
         ("return_octets", 0),
+        ("max_message_octets", "50"),
         ("remember", "0s"),
         ("nonsense", 1),
     ],
@@ -28,6 +29,12 @@ def test_without_anything_said_they_have_values_to_work_with():
 def test_what_cannot_be_used_is_refused(name, value):
     with pytest.raises(ValidationError):
         QueueSection.model_validate({name: value})
+
+
+def test_the_bound_of_messages_may_have_a_unit():
+    section = QueueSection.model_validate({"max_message_octets": "2 MiB"})
+    assert section.max_message_octets == 2 * 1024 * 1024
+    assert QueueSection().max_message_octets == 50 * 1024 * 1024
 
 
 def test_an_empty_list_of_waits_is_never():

@@ -171,11 +171,11 @@ class Engine:
         hints = hints if hints is not None else _default_hints(clock)
         if resolver is None:
             resolver = (
-                _default_resolver(name_servers, dns_timeout, trusted_name_servers)
+                make_resolver(name_servers, dns_timeout, trusted_name_servers)
                 if router is None
                 else NoResolver()
             )
-        made_router = router or _default_router(routes, resolver, own_addresses, own_names)
+        made_router = router or make_router(routes, resolver, own_addresses, own_names)
         self._sts = StsPolicies(resolver, hints, StsFetcher(dial_by(resolver)), clock=clock)
         policies = Policies(resolver, self._sts)
         self._reports = None
@@ -450,22 +450,29 @@ def _default_hints(clock: Callable[[], float]) -> Hints:
     return MemoryHints(clock=clock)
 
 
-def _default_resolver(
-    name_servers: Sequence[str], timeout: float, trusted: Sequence[str] | None
+def make_resolver(
+    name_servers: Sequence[str], dns_timeout: float, trusted_name_servers: Sequence[str] | None
 ) -> Resolver:
+    """Return the resolver that an engine has with these arguments of the same names."""
     # dnspython is slow to import, and who brings a resolver does not need it.
     from engine.routing.cache import CachingResolver
     from engine.routing.stub import DnsResolver
 
-    return CachingResolver(DnsResolver(name_servers, timeout=timeout, trusted=trusted))
+    stub = DnsResolver(name_servers, timeout=dns_timeout, trusted=trusted_name_servers)
+    return CachingResolver(stub)
 
 
-def _default_router(
+def make_router(
     routes: Iterable[tuple[str, Sequence[str]]],
     resolver: Resolver,
     own_addresses: Iterable[str] | None,
     own_names: Iterable[str],
 ) -> Router:
+    """Return the router that an engine has with these arguments of the same names.
+
+    Raises:
+        ConfigError: One of them cannot be used.
+    """
     if own_addresses is None:
         own_addresses = read_own_addresses() | LOOPBACK
     try:

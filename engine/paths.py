@@ -121,6 +121,10 @@ class PathRule:
     match: str
     overrides: Mapping[str, object]
 
+    def __repr__(self) -> str:
+        # As they were given, values may hold passwords, even under a name with a slip in it.
+        return f"<PathRule {self.match!r}: {', '.join(map(show, self.overrides))}>"
+
 
 class SettingsTable:
     """Defaults and rules; answers which settings hold for a domain, a site or one of its hosts.

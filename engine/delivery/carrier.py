@@ -193,7 +193,13 @@ class Carrier:
             flight.is_overruled = True
             if host.retry is None:
                 flight.overruling = verdict
-        if (verdict is None or host.retry is not None) and not self._contents:
+        if verdict is not None and verdict.reply is not None and verdict.reply.code == 421:
+            # RFC 5321 §3.8: the session is over, and with it what was not decided on.
+            while self._flying:
+                flight = self._flying.popleft()
+                flight.give_up(verdict)
+                self._land(flight)
+        elif (verdict is None or host.retry is not None) and not self._contents:
             # It is not worth waiting for more refusals.
             session.abandon()
 

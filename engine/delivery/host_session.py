@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from engine.net.stream import ByteStream
     from engine.report.transcript import Transcript
     from engine.security import TlsDemand, TlsFailure
+    from engine.settings import Settings
     from engine.smtp.capabilities import Capabilities
     from engine.smtp.command import Command
     from engine.smtp.content import ContentFacts
@@ -187,7 +188,7 @@ class HostSession:
         if level <= TlsLevel.OPPORTUNISTIC and in_clear:
             level = TlsLevel.OFF
         terms = Terms(
-            self._helo_name(),
+            own_name(settings.helo_name, self.peer.local_address),
             settings.esmtp,
             settings.protocol == "lmtp",
             level,
@@ -398,12 +399,7 @@ class HostSession:
     def _no_tls(self, failure: TlsFailed) -> Verdict:
         """Judge a handshake that failed; where nothing forbids it, the host is tried in clear."""
         self.note_tls_failure(failure)
-        if (
-            failure.clear_may_help
-            and self.demand.level <= TlsLevel.OPPORTUNISTIC
-            and self.settings.tls_fallback_to_clear
-            and self.settings.protocol != "smtps"
-        ):
+        if may_go_in_clear(failure, self.demand, self.settings):
             self.memory.note_broken_tls()
             self.retry = Retry.IN_CLEAR
         return tls_verdict(failure)
@@ -507,15 +503,6 @@ class HostSession:
         self.ending = "done" if loss is None else str(loss.cause)
         await say_quit(self.session)
 
-    def _helo_name(self) -> str:
-        """Return our name; without one the address the peer sees (RFC 5321 §4.1.4)."""
-        name, address = self.settings.helo_name, self.peer.local_address
-        if name is not None:
-            return name
-        if address is None:
-            return "localhost"
-        return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
-
     # -- reporting --------------------------------------------------------------------------
 
     def report(
@@ -607,6 +594,30 @@ class HostSession:
         if event in self.events.wanted:
             make: Callable[..., events.Event] = event
             self.events.publish(make(self._clock(), self.peer, *facts))
+
+
+def own_name(name: str | None, address: str | None) -> str:
+    """Return what we call ourselves in a hello (RFC 5321 §4.1.4).
+
+    Args:
+        name: As it is set; `None`: the address, which says at least where we are.
+        address: Ours as the peer sees it, `None` where there is none.
+    """
+    if name is not None:
+        return name
+    if address is None:
+        return "localhost"
+    return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
+
+
+def may_go_in_clear(failure: TlsFailed, demand: TlsDemand, settings: Settings) -> bool:
+    """Whether mail goes in clear, over a new connection, after a handshake that failed."""
+    return (
+        failure.clear_may_help
+        and demand.level <= TlsLevel.OPPORTUNISTIC
+        and settings.tls_fallback_to_clear
+        and settings.protocol != "smtps"
+    )
 
 
 def tls_verdict(failure: TlsFailed) -> Verdict:

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from engine.report.events import ConnectionFailed, HostDeferred, SecurityAlert
-from engine.report.log import LogWriter, timestamp
+from engine.report.log import LogWriter
 from engine.smtp.reply import show
+from engine.units import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

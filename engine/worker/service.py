@@ -32,7 +32,7 @@ from engine.errors import EngineError
 from engine.nursery import tasks_beside
 from engine.queue.errors import StoreError
 from engine.queue.sqlite import open_store
-from engine.report.log import timestamp
+from engine.units import timestamp
 from engine.worker.lock import hold_lock
 from engine.worker.setup import open_state
 from engine.worker.share import Share, files_of, share_config

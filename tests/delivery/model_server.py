@@ -30,7 +30,7 @@ from engine.smtp.stages import Stage
 from tests.delivery.helpers import MemoryStream, Pipe, connection_to
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Container, Iterable, Mapping
 
     from engine.net.connector import Connection
     from engine.net.options import ConnectOptions
@@ -244,7 +244,9 @@ class House:
         self.nursery: trio.Nursery | None = None
         self._plan = plan
 
-    async def connect(self, candidate: Candidate, options: ConnectOptions) -> Connection:
+    async def connect(
+        self, candidate: Candidate, options: ConnectOptions, *, early_data: bytes = b""
+    ) -> Connection:
         await trio.lowlevel.checkpoint()
         if self.next_act() in (Act.CLOSE, Act.CRASH, Act.NEVER):
             self.refused.append(candidate.address)
@@ -256,6 +258,11 @@ class House:
         self.peak = max(self.peak, self.open)
         assert self.nursery is not None
         self.nursery.start_soon(visit.serve)
+        if early_data:
+            visit.is_early = True
+            there.capacity = math.inf  # what rides in the SYN is there with the connection
+            client.send_nowait(early_data)
+            there.capacity = self.manners.capacity
         return connection_to(candidate, client, port_for(candidate, options))
 
     @property
@@ -362,6 +369,7 @@ class Visit:
         endings: How the client may have seen it end.
         complaints: Where the client left the protocol.
         is_deaf: Whether the client was told something after which it believes nothing more.
+        is_early: Whether the client spoke first.
     """
 
     def __init__(
@@ -374,7 +382,7 @@ class Visit:
         self.trips: list[Trip] = []
         self.endings: set[Cause] = set()
         self.complaints: list[str] = []
-        self.is_deaf = False
+        self.is_deaf = self.is_early = False
         self._server = server
         self._manners = house.manners
         self._reader = Reader()
@@ -384,6 +392,7 @@ class Visit:
         self._content_act: Act | None = None
         self._is_dropping = False  # the content was answered before its end
         self._refuses_all = False  # 421 was said
+        self._welcome: Container[str] = _WELCOME[""]
         self._hurried = 0  # octets that came together with a dot
 
     # -- the conversation -------------------------------------------------------------------
@@ -467,6 +476,15 @@ class Visit:
         )
 
     @property
+    def has_session(self) -> bool:
+        """Whether greeting and hello went well, and the client was told."""
+        return any(
+            command.kind in _SETUP and reply.code == 250 and reply.is_told
+            for command in self.commands
+            for reply in command.replies
+        )
+
+    @property
     def is_cut(self) -> bool:
         """Whether it ended within a content."""
         return self._reader.is_in_content
@@ -491,7 +509,11 @@ class Visit:
     def _check_alone(self, command: Command) -> None:
         kind = command.kind
         is_barrier = kind in ("EHLO", "HELO", "LHLO", "DATA", "QUIT")
-        if kind == "BDAT" or (not is_barrier and self._manners.offers("PIPELINING")):
+        if (
+            kind == "BDAT"
+            or (kind == "EHLO" and self.is_early)
+            or (not is_barrier and self._manners.offers("PIPELINING"))
+        ):
             return
         if self._reader.octets or self._server.incoming.octets:
             self.complaints.append(f"something came behind {command.text or kind}")
@@ -639,6 +661,8 @@ class Visit:
             act = self.house.next_act()
         if self._refuses_all:
             text, act = "421 4.3.2 still going", None
+        if command.kind not in self._welcome:
+            text, act = "503 5.5.1 not without a hello", None
         if act in (Act.EARLY, Act.CUT):
             act = Act.TOO_MUCH if act is Act.EARLY else Act.CLOSE
         if act in (Act.CLOSE, Act.CRASH):
@@ -655,6 +679,8 @@ class Visit:
             do()
         if act is Act.CLOSE_AFTER:
             await self._hang_up()
+        if command.kind in _SETUP:
+            self._welcome = _WELCOME[command.kind if text[0] in "45" else ""]
         reply = self._put(command, "what?" if act is Act.GARBAGE else text, about)
         if act in (Act.DRIP, Act.CRAWL, Act.HALF):
             await self._trickle(act)
@@ -719,6 +745,7 @@ def _path(command: Command) -> str:
     return command.text.partition("<")[2].partition(">")[0]
 
 
+_SETUP = ("CONNECT", "EHLO", "HELO", "LHLO")
 _HANDLERS = {
     "EHLO": Visit._hello,
     "HELO": Visit._hello,
@@ -730,4 +757,11 @@ _HANDLERS = {
     "CONTENT": Visit._content,
     "RSET": Visit._rset,
     "QUIT": Visit._quit,
+}
+#: What is listened to behind a greeting (RFC 5321 §3.1) or a hello (§4.1.4) that was a refusal, and
+#: behind anything else.
+_WELCOME: dict[str, Container[str]] = {
+    "CONNECT": ("QUIT",),
+    **dict.fromkeys(("EHLO", "HELO", "LHLO"), (*_SETUP, "QUIT")),
+    "": (*_SETUP, *_HANDLERS, "IDLE"),
 }

@@ -31,6 +31,7 @@ def manners(draw):
         extensions.append("PIPELINING")
     extensions += draw(st.sampled_from([["CHUNKING"], ["CHUNKING"], []]))
     extensions += draw(st.sampled_from([[], [], ["PRDR"]]))
+    extensions += draw(st.sampled_from([[], [], ["PIPECONNECT"]]))  # takes all in a stream
     extensions += draw(st.sampled_from([[], [], [], *[[limit] for limit in LIMITS]]))
     return draw(
         st.builds(
@@ -58,6 +59,7 @@ OPTIONS = st.fixed_dictionaries(
     optional={
         "one_flight_octets": st.sampled_from([0, 100]),
         "max_messages_per_connection": st.sampled_from([1, 2, 3]),
+        "early_pipelining": st.just(True),
         "max_recipients_per_transaction": st.sampled_from([1, 2]),
     },
 )

@@ -10,19 +10,19 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
 
 from engine.report.events import ConnectionFailed, HostDeferred, SecurityAlert
 from engine.report.log import LogWriter
 from engine.smtp.reply import show
 from engine.units import timestamp
+from engine.worker.sections import LogFormat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from engine.engine import Engine
     from engine.worker.output import Output
-    from engine.worker.sections import LogFormat
 
 #: Lines are left out while so much waits to be written.
 MAX_WAITING_OCTETS: Final = 4 * 1024 * 1024
@@ -57,8 +57,9 @@ class ProcessLog:
 
     def watch(self, engine: Engine) -> None:
         """Write what an engine has to complain of."""
+        writers = {form: LogWriter(self.write, form) for form in get_args(LogFormat)}
         engine.events.watch(
-            LogWriter(self.write, self.form), ConnectionFailed, HostDeferred, SecurityAlert
+            lambda event: writers[self.form](event), ConnectionFailed, HostDeferred, SecurityAlert
         )
 
     @contextmanager

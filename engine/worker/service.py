@@ -40,7 +40,7 @@ from engine.worker.shift import Shift
 from engine.worker.signals import heed_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from engine.hints import Hints
     from engine.queue.store import Store
@@ -52,7 +52,9 @@ if TYPE_CHECKING:
 HANDOVER_SECONDS: Final = 5.0
 #: How often it is seen whether anything is left to do, in seconds.
 _LOOK_SECONDS: Final = 1.0
+#: Between two tries of what did not work, at first and at most.
 _PAUSE: Final = 0.1
+_LAST_PAUSE: Final = 30.0
 
 #: What stays as it is until the worker is started anew.
 _FIXED: Final = (
@@ -112,7 +114,7 @@ class Service:
         self._files = files_of(config, manner.share.number)
         self._began = manner.clock()
         self._shifts: list[Shift] = []
-        self._is_ending = False
+        self._ending = trio.Event()
         self._is_stopping = False
         self._is_reload_wanted = False
         self._is_reloading = False
@@ -188,8 +190,12 @@ class Service:
     def _end(self) -> None:
         if not self._is_ending:
             self._notifier.stopping("finishing what is in flight")
-        self._is_ending = True
+        self._ending.set()
         self._news.set()
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._ending.is_set()
 
     def status(self) -> Mapping[str, object]:
         """Return what a worker has to say of itself, in values of JSON."""
@@ -233,7 +239,7 @@ class Service:
             await shift.is_over.wait()
 
     def _make_shift(
-        self, config: Config, store: Store, hints: Hints | None, *, dead: list[str]
+        self, config: Config, store: Store, hints: Hints | None, *, dead: Sequence[str] = ()
     ) -> Shift:
         config = share_config(config, self._manner.share)
         return Shift(config, store, hints, self._log, dead=dead, clock=self._manner.clock)
@@ -249,39 +255,49 @@ class Service:
         """Put a new configuration in force, or say why not."""
         self._notifier.reloading()
         self._is_reloading = True
-        try:
-            for shift in self._shifts:
-                await shift.outcomes.close()
-            try:
-                config = await trio.to_thread.run_sync(self._manner.read_config)
-                shift = self._make_shift(config, store, hints, dead=[])
-            except (EngineError, OSError) as error:
-                _refuse(error)
-                return
-            await self._hand_over(shift, shifts)
-            if self._shifts[-1] is shift:
-                self._take_over(config)
-                return
-            if not self._is_ending:
-                old = self._make_shift(self._config, store, hints, dead=[])
-                await self._begin(old, shifts)
-        finally:
-            self._is_reloading = False
-            if not self._is_ending:
-                self._say_ready()
 
-    async def _hand_over(self, shift: Shift, shifts: trio.Nursery) -> None:
-        """End the shift that works, and begin another, if that can be."""
-        old = self._shifts[-1]
+        def make(config: Config) -> Shift:
+            return self._make_shift(config, store, hints)
+
+        for shift in self._shifts:
+            await shift.outcomes.close()
+        try:
+            config = await trio.to_thread.run_sync(self._manner.read_config)
+            shift = make(config)
+        except (EngineError, OSError) as error:
+            _refuse(error)
+        else:
+            await self._hand_over(config, shift, make, shifts)
+        self._is_reloading = False
+        if not self._is_ending:
+            self._say_ready()
+
+    async def _hand_over(
+        self, config: Config, shift: Shift, make: Callable[[Config], Shift], shifts: trio.Nursery
+    ) -> None:
+        """End the shift that works and begin another: with the old configuration, if need be."""
+        old, pause = self._shifts[-1], 0.0
         old.end()
         with trio.move_on_after(HANDOVER_SECONDS):
             await old.is_over.wait()
-        if self._is_ending:
+        while not self._is_ending:
+            try:
+                await self._begin(shift, shifts)
+            except (EngineError, OSError) as error:
+                if config is not self._config and not isinstance(error, StoreError):
+                    _refuse(error)
+                    config = self._config
+                else:
+                    # A full disk, most likely: it passes.
+                    pause = min(max(2 * pause, _PAUSE), _LAST_PAUSE)
+                    _log.error("nothing can be delivered: %s; next try in %.1f s", error, pause)
+                    with trio.move_on_after(pause):
+                        await self._ending.wait()
+                shift = make(config)
+                continue
+            if config is not self._config:
+                self._take_over(config)
             return
-        try:
-            await self._begin(shift, shifts)
-        except (EngineError, OSError) as error:
-            _refuse(error)
 
     def _take_over(self, config: Config) -> None:
         for section, key in _FIXED:

@@ -6,7 +6,6 @@ import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-import pytest
 import trio
 
 from engine.engine import Engine
@@ -133,10 +132,15 @@ async def test_who_takes_no_lines_holds_nobody_up_and_hears_how_many_he_missed(
     assert f"({left_out} log lines were left out: nobody took them)" in lines[-2]
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
-async def test_the_form_may_change(tmp_path, form):
+async def test_the_form_may_change_for_all_lines(tmp_path):
     async with a_log(tmp_path / "log") as log:
-        log.form = form
-        _log.info("said")
-    line = (tmp_path / "log").read_text()
-    assert line.startswith("{") == (form == "json")
+        engine = Engine()
+        log.watch(engine)
+        for form in ("text", "json"):
+            log.form = form
+            _log.info("said")
+            engine.events.publish(
+                ConnectionFailed(0.0, "x.test", "mx", None, 25, Stage.CONNECT, Cause.REFUSED, "no")
+            )
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line.startswith("{") for line in lines] == [False, False, True, True]

@@ -15,8 +15,8 @@ from engine.worker.control_client import open_control
 
 from engine.errors import ConfigError
 from engine.queue.errors import StoreDamagedError, StoreFullError, StoreVersionError
-from engine.queue.sqlite import open_store
-from engine.queue.values import EVERYBODY, Action
+from engine.queue.sqlite import SqliteStore, open_store
+from engine.queue.values import EVERYBODY, Action, Recovered
 from engine.testing.clock import FakeClock
 from engine.worker import service as module
 from engine.worker.config import load_config
@@ -290,6 +290,41 @@ async def test_a_configuration_that_fails_at_the_last_moment_brings_the_old_one_
         assert count_of(caplog, "not taken: ") == 1
         await submit_over(place, "a@x.test")
         await until(lambda: len(place.outcomes()) == 1)
+        await running.end()
+
+
+async def test_a_store_in_trouble_is_no_reason_to_refuse_a_configuration(
+    place, caplog, monkeypatch
+):
+    failures = 3
+
+    async def recover(self, **how):
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise StoreFullError("the disk is full")
+        return Recovered()
+
+    async with serving(place) as running:
+        monkeypatch.setattr(SqliteStore, "recover", recover)
+        place.configure(worker='log = "json"')
+        running.service.reload()
+        await until(lambda: count_of(caplog, IN_FORCE))
+        await submit_over(place, "a@x.test")
+        await until(lambda: len(place.outcomes()) == 1)
+        await running.end()
+    pauses = [text for text in caplog.messages if text.startswith("nothing can be delivered")]
+    assert [text.rpartition(" in ")[2] for text in pauses] == ["0.1 s", "0.2 s", "0.4 s"]
+
+
+async def test_told_to_end_while_nothing_can_be_delivered_it_ends(place, caplog, monkeypatch):
+    async def recover(self, **how):
+        raise StoreFullError("the disk is full")
+
+    async with serving(place) as running:
+        monkeypatch.setattr(SqliteStore, "recover", recover)
+        running.service.reload()
+        await until(lambda: count_of(caplog, "nothing can be delivered"))
         await running.end()
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from engine.engine import Engine
+    from engine.report.events import Event
     from engine.worker.output import Output
 
 #: Lines are left out while so much waits to be written.
@@ -58,9 +59,11 @@ class ProcessLog:
     def watch(self, engine: Engine) -> None:
         """Write what an engine has to complain of."""
         writers = {form: LogWriter(self.write, form) for form in get_args(LogFormat)}
-        engine.events.watch(
-            lambda event: writers[self.form](event), ConnectionFailed, HostDeferred, SecurityAlert
-        )
+
+        def write(event: Event) -> None:
+            writers[self.form](event)
+
+        engine.events.watch(write, ConnectionFailed, HostDeferred, SecurityAlert)
 
     @contextmanager
     def hear_modules(self) -> Iterator[None]:

@@ -283,6 +283,7 @@ class HostSession:
             chunking=chunking,
             lmtp=is_lmtp,
             auth=mechanism,
+            dsn=offered.dsn,
         )
         self.manner = Manner(pipelining, chunking, settings.one_flight_octets, is_lmtp)
         submitter = settings.authenticated_sender

@@ -394,3 +394,16 @@ def test_mail_goes_in_clear_only_where_nobody_demands_otherwise(
 ):
     failure = TlsFailed(Peer("mx.test"), Cause.TLS, "no", clear_may_help=may_help)
     assert may_go_in_clear(failure, demand, settings(**changes)) is expected
+
+
+# ---- what is in force -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offer", [(), ("DSN",)])
+async def test_outcomes_know_whether_the_host_reports_on_success(offer, autojump_clock):
+    dialogue = opening(True, *offer) + transaction((A, "250 ok"), pipelined=True)
+    async with scripted(dialogue) as hosts:
+        (outcome,) = await deliver(hosts, message(A))
+
+    assert outcome.features.dsn is bool(offer)
+    assert "dsn" not in outcome.as_dict()["features"]

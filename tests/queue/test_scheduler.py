@@ -113,7 +113,7 @@ async def test_who_was_deferred_is_tried_again_when_it_is_due_and_not_before(aut
 async def test_who_fails_leaves_and_whoever_is_to_be_told_finds_it(autojump_clock):
     store, world = MemoryStore(), World(lambda m, a, d: refused(m, a))
     await store.submit([mail("a@one.test", id="x")])
-    wants = Policy(wants_report=lambda message, recipient, found: True)
+    wants = Policy(wants_report=lambda message, recipient, found, result: True)
 
     async with scheduling(store, world, policy=wants) as scheduler:
         await scheduler.wait_empty()

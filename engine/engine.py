@@ -295,6 +295,18 @@ class Engine:
             self.cancel()
         return not scope.cancelled_caught
 
+    async def wait_empty(self) -> None:
+        """Wait until everybody in the store is done with, or held.
+
+        To be called once all was submitted.  Cancelled, nothing is different.
+
+        Raises:
+            ValueError: There is no store.
+        """
+        if self.scheduler is None:
+            raise ValueError("an engine without a store has nothing that waits")
+        await self.scheduler.wait_empty()
+
     def cancel(self) -> None:
         """Stop at once; as if cancelled from outside, but only this engine."""
         self._seats.close()

@@ -444,6 +444,12 @@ async def test_a_route_that_was_found_is_told_to_the_store(autojump_clock):
     assert entry.site == "mx.test"
 
 
+async def test_without_a_store_nothing_waits():
+    async with Engine() as engine:
+        with pytest.raises(ValueError, match="without a store"):
+            await engine.wait_empty()
+
+
 def test_options_without_a_store_are_refused():
     with pytest.raises(ValueError, match="store"):
         Engine(queue=QueueOptions())

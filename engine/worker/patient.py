@@ -83,8 +83,7 @@ class PatientEngine:
                 yield
                 for number in range(_AT_ONCE):  # when all places are free, all is in the store
                     await self._limit.acquire_on_behalf_of(number)
-            assert self._engine.scheduler is not None
-            await self._engine.scheduler.wait_empty()
+            await self._engine.wait_empty()
 
     async def submit(self, message: Message) -> None:
         """Take a message; it is in the store before the block ends.

@@ -218,6 +218,8 @@ class Dispatcher:
                 settings = self._settings_for(domain, route.site)
                 stance, seconds = await self._policies.stance(domain, route, settings)
                 self._remember(domain, route, stance, seconds)
+                if self._shared.learn_route is not None:
+                    self._shared.learn_route(domain, route.site)
             found = route
         except Exception:  # noqa: BLE001 - the bulkhead: a bug costs an attempt, and no mail
             _log.exception("routing %s failed by a bug of ours; its mail is deferred", domain)

@@ -50,9 +50,12 @@ if TYPE_CHECKING:
     from engine.message import Message
     from engine.net.connector import ConnectorLike
     from engine.outcome import Outcome, Peer
+    from engine.queue.scheduler import Scheduler
+    from engine.queue.store import Store
     from engine.report.statistics import Statistics
     from engine.report.tlsrpt_form import Reporter
     from engine.routing.resolver import Resolver
+    from engine.stored import QueueOptions, Stored
 
 #: Recipients inside the engine, from submit to the reading of their outcomes.  With messages of
 #: 50 KB that is 50 MB at most; enough to keep some hundred connections busy.
@@ -76,7 +79,9 @@ class Engine:
     Either way each recipient has exactly one outcome, which can be read after the block too.
 
     Attributes:
-        outcomes: One `Outcome` for each recipient submitted, as each becomes known.
+        outcomes: One `Outcome` for each recipient submitted, as each becomes known; with a store one
+            for each of its attempts, unless `QueueOptions` says otherwise.
+        scheduler: Works the store, where there is one.
         events: What happens inside, for whoever subscribes.
     """
 
@@ -101,6 +106,8 @@ class Engine:
         tls_reporter: Reporter | None = None,
         sign: Callable[[bytes], Awaitable[bytes]] | None = None,
         grace: float = DEFAULT_GRACE,
+        store: Store | None = None,
+        queue: QueueOptions | None = None,
         clock: Callable[[], float] = time.time,
         rng: Random | None = None,
     ) -> None:
@@ -134,11 +141,17 @@ class Engine:
                 through this engine or over HTTPS; `None`: nobody.
             sign: Returns those reports with a DKIM signature, which RFC 8460 §3 asks for.
             grace: Seconds a cancelled engine waits for replies to contents that have left.
+            store: Where mail is kept until it is done with.  Then `submit` returns when a message is
+                in it for good, recipients are tried again as the retry rules say, and there is an
+                outcome for each attempt.  What a run that ended has left there is delivered, too.
+                `engine.queue.sqlite.open_store` keeps it in a file.
+            queue: How the store is dealt with.
             clock: Wall clock, seconds since the epoch.
             rng: Shuffles hosts of equal preference, and chooses among equal proxies.
 
         Raises:
             ConfigError: Settings or routes cannot be used.
+            ValueError: There is `queue`, and no store.
         """
         if isinstance(settings, SettingsTable):
             table = settings
@@ -148,17 +161,21 @@ class Engine:
         self._clock = clock
         self._recorder = Recorder()
         self._seats = Seats(max_in_flight)
-        self.outcomes = Outcomes(self._seats)
+        self._outcomes = self.outcomes = Outcomes(self._seats)
         self.events = EventStream()
         rng = rng or Random()  # noqa: S311 - spreads load, guards nothing
+        self.scheduler: Scheduler | None = None
+        self._stored = _stored(store, queue, max_in_flight, clock, rng)
+        if self._stored is not None:
+            self.scheduler, self.outcomes = self._stored.scheduler, self._stored.outcomes
         hints = hints if hints is not None else _default_hints(clock)
         if resolver is None:
             resolver = (
-                _default_resolver(name_servers, dns_timeout, trusted_name_servers)
+                make_resolver(name_servers, dns_timeout, trusted_name_servers)
                 if router is None
                 else NoResolver()
             )
-        made_router = router or _default_router(routes, resolver, own_addresses, own_names)
+        made_router = router or make_router(routes, resolver, own_addresses, own_names)
         self._sts = StsPolicies(resolver, hints, StsFetcher(dial_by(resolver)), clock=clock)
         policies = Policies(resolver, self._sts)
         self._reports = None
@@ -183,6 +200,8 @@ class Engine:
             tls_counters=self._reports.counters if self._reports is not None else None,
             veto=veto,
             veto_greeting=veto_greeting,
+            journal=self.scheduler.mark if self.scheduler is not None else None,
+            learn_route=self.scheduler.learn_route if self.scheduler is not None else None,
         )
         self._dispatcher = Dispatcher(self._shared, made_router, policies, self._wake)
         self._nursery: trio.Nursery | None = None
@@ -196,7 +215,7 @@ class Engine:
     async def __aenter__(self) -> Self:
         if self._running is not None:
             raise RuntimeError("an Engine can be entered once")
-        self._running = self._run()
+        self._running = self._run() if self._stored is None else self._run_stored(self._stored)
         await self._running.__aenter__()
         return self
 
@@ -227,11 +246,31 @@ class Engine:
                     self._seats.close()  # what is cancelled may take its time, and takes nothing
         finally:
             self._nursery = None
-            self.outcomes.end()
+            self._outcomes.end()
             self.events.close()
+
+    @asynccontextmanager
+    async def _run_stored(self, stored: Stored) -> AsyncIterator[None]:
+        # The engine is inside: when it has ended everybody has an outcome, and is settled.
+        try:
+            async with stored.scheduler:
+                try:
+                    async with self._run():
+                        await stored.recover()
+                        assert self._nursery is not None
+                        self._nursery.start_soon(
+                            stored.run, self._deliver, self._outcomes, name="scheduler"
+                        )
+                        yield
+                finally:
+                    stored.close()
+        finally:
+            self.outcomes.end()
 
     async def drain(self, timeout: float | None = None) -> bool:
         """Take no more messages, finish what is in flight, say QUIT to idle connections.
+
+        With a store, what is in flight is what is being tried; the rest stays there.
 
         Args:
             timeout: Seconds after which the rest is cancelled; `None` waits for all.
@@ -240,9 +279,11 @@ class Engine:
             Whether everything was finished in time.
         """
         self._is_draining = True
-        self._seats.close()
         seconds = math.inf if timeout is None else timeout
         with trio.CancelScope(relative_deadline=seconds) as scope:
+            if self._stored is not None:
+                await self._stored.drain()
+            self._seats.close()
             await self._wait_until(lambda: not self._dispatcher.is_routing)
             for pool in self._dispatcher.pools.values():
                 pool.expect_no_more()
@@ -253,6 +294,18 @@ class Engine:
         if scope.cancelled_caught:
             self.cancel()
         return not scope.cancelled_caught
+
+    async def wait_empty(self) -> None:
+        """Wait until everybody in the store is done with, or held.
+
+        To be called once all was submitted.  Cancelled, nothing is different.
+
+        Raises:
+            ValueError: There is no store.
+        """
+        if self.scheduler is None:
+            raise ValueError("an engine without a store has nothing that waits")
+        await self.scheduler.wait_empty()
 
     def cancel(self) -> None:
         """Stop at once; as if cancelled from outside, but only this engine."""
@@ -274,12 +327,22 @@ class Engine:
         A message without an `id` gets its number among those submitted.  Cancelled, the message
         was not taken.
 
+        With a store this returns when the message is in it for good; an id makes submitting it
+        twice harmless, and one that is made names it for ever.
+
         Returns:
             The message's id.
 
         Raises:
             EngineClosedError: The engine is draining or closed.
+            StoreError: The store has not taken it.
+            SubmitError: The store cannot keep it; the text says why.
         """
+        if self._stored is not None:
+            return await self._stored.submit(message)
+        return await self._deliver(message)
+
+    async def _deliver(self, message: Message) -> str:
         count = len(message.recipients)
         if not self._seats.take_nowait(count):
             await self._seats.take(count)
@@ -365,7 +428,7 @@ class Engine:
         self._recorder.settled[outcome.status] += 1
         if RecipientSettled in self.events.wanted:
             self.events.publish(RecipientSettled(self._clock(), outcome))
-        self.outcomes.put(outcome)
+        self._outcomes.put(outcome)
         self._settled_one()
 
     def _settled_one(self) -> None:
@@ -377,28 +440,51 @@ class Engine:
         self._changed.set()
 
 
+def _stored(
+    store: Store | None,
+    options: QueueOptions | None,
+    seats: int,
+    clock: Callable[[], float],
+    rng: Random,
+) -> Stored | None:
+    if store is None:
+        if options is not None:
+            raise ValueError("options of a queue are of use only with a store")
+        return None
+    from engine.stored import QueueOptions, Stored  # it brings the queue along
+
+    return Stored(store, options or QueueOptions(), seats=seats, clock=clock, rng=rng)
+
+
 def _default_hints(clock: Callable[[], float]) -> Hints:
     from engine.queue.hints import MemoryHints  # it brings SQLite along
 
     return MemoryHints(clock=clock)
 
 
-def _default_resolver(
-    name_servers: Sequence[str], timeout: float, trusted: Sequence[str] | None
+def make_resolver(
+    name_servers: Sequence[str], dns_timeout: float, trusted_name_servers: Sequence[str] | None
 ) -> Resolver:
+    """Return the resolver that an engine has with these arguments of the same names."""
     # dnspython is slow to import, and who brings a resolver does not need it.
     from engine.routing.cache import CachingResolver
     from engine.routing.stub import DnsResolver
 
-    return CachingResolver(DnsResolver(name_servers, timeout=timeout, trusted=trusted))
+    stub = DnsResolver(name_servers, timeout=dns_timeout, trusted=trusted_name_servers)
+    return CachingResolver(stub)
 
 
-def _default_router(
+def make_router(
     routes: Iterable[tuple[str, Sequence[str]]],
     resolver: Resolver,
     own_addresses: Iterable[str] | None,
     own_names: Iterable[str],
 ) -> Router:
+    """Return the router that an engine has with these arguments of the same names.
+
+    Raises:
+        ConfigError: One of them cannot be used.
+    """
     if own_addresses is None:
         own_addresses = read_own_addresses() | LOOPBACK
     try:

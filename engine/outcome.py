@@ -85,7 +85,12 @@ class TlsFacts:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What was in force on the connection; all off where there was none."""
+    """What was in force on the connection; all off where there was none.
+
+    Attributes:
+        dsn: Whether the host offered DSN, so that reports on success are its duty (RFC 3461
+            §5.2.1); not part of the outcome record.
+    """
 
     pipelining: bool = False
     early_pipelining: bool = False
@@ -96,6 +101,7 @@ class Features:
     proxy: str | None = None
     auth: str | None = None
     tls: TlsFacts | None = None
+    dsn: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the `features` object of the outcome record."""

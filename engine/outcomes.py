@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 #: Outcomes that one task may take without letting others run.
 _IN_A_ROW: Final = 32
-_CLOSED = "the engine is draining or closed; it takes no more messages"
+#: Why nothing is taken any more.
+CLOSED: Final = "the engine is draining or closed; it takes no more messages"
 
 
 class Seats:
@@ -47,7 +48,7 @@ class Seats:
             EngineClosedError: The house is closed.
         """
         if self._is_closed:
-            raise EngineClosedError(_CLOSED)
+            raise EngineClosedError(CLOSED)
         # Who waits is not overtaken by who comes later.
         if self._waiting or not self._has_room(count):
             return False
@@ -74,7 +75,7 @@ class Seats:
             self._seat()  # a smaller group behind may have waited for this one alone
             raise
         if self._is_closed:
-            raise EngineClosedError(_CLOSED)
+            raise EngineClosedError(CLOSED)
 
     def give_back(self, count: int = 1) -> None:
         """Free seats and seat who waits for them."""

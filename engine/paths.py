@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 from pydantic import ValidationError
 
 from engine.errors import ConfigError
+from engine.route import UNIX
 from engine.setting_types import ip_text
 from engine.settings import Problem, Settings, contradictions, explain
 from engine.showing import show
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 MATCH_ALLOWED: Final = (
     'a host, recipient domain or site, "*.example.net" (its subdomains), "*", '
-    "an IP address or a network such as 192.0.2.0/24"
+    "an IP address, a network such as 192.0.2.0/24, or a Unix socket such as unix:/run/lmtp"
 )
 _NAME: Final = re.compile(r"[a-z0-9_\[](?:[a-z0-9._,:\[\]-]*[a-z0-9_\]])?")
 
@@ -49,7 +50,8 @@ class Match:
 
     Attributes:
         kind: How it matches.
-        name: Lower-case A-labels without a trailing dot, or the address or network as text.
+        name: Lower-case A-labels without a trailing dot; the address or network as text; or `unix:`
+            and the path of a socket.
     """
 
     kind: MatchKind
@@ -66,6 +68,10 @@ class Match:
             raise ValueError(MATCH_ALLOWED)  # noqa: TRY004 - one error for whoever reads a file
         if text == "*":
             return cls(MatchKind.ANY, text)
+        if text.startswith(UNIX):
+            if re.fullmatch(r"/[^\x00-\x1f\x7f,]+", text.removeprefix(UNIX)):
+                return cls(MatchKind.EXACT, text)
+            raise ValueError(MATCH_ALLOWED)
         try:
             if "/" in text:
                 return cls(MatchKind.NETWORK, str(ipaddress.ip_network(text)))
@@ -98,6 +104,8 @@ def _match_name(text: str) -> str:
 
 
 def _fold(name: str) -> str:
+    if name.startswith(UNIX):
+        return name  # a path
     return name.lower().removesuffix(".")
 
 
@@ -112,6 +120,10 @@ class PathRule:
 
     match: str
     overrides: Mapping[str, object]
+
+    def __repr__(self) -> str:
+        # As they were given, values may hold passwords, even under a name with a slip in it.
+        return f"<PathRule {self.match!r}: {', '.join(map(show, self.overrides))}>"
 
 
 class SettingsTable:

@@ -22,6 +22,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     PlainValidator,
     SecretStr,
     ValidationInfo,
@@ -412,10 +413,12 @@ class Auth(BaseModel):
     #: A file that holds the password; read when a connection needs it, so it can be changed.
     password_file: Annotated[str | None, _optional(_text(_PRINTABLE, "a file name"))] = None
     #: A command that prints a token (OAuth 2.0); run without a shell.  From Python an asynchronous
-    #: function that returns one will do.
-    token_command: Annotated[tuple[str, ...] | TokenFunction | None, _optional(_token_command)] = (
-        None
-    )
+    #: function that returns one will do.  Never shown: its words may hold a secret.
+    token_command: Annotated[
+        tuple[str, ...] | TokenFunction | None,
+        _optional(_token_command),
+        PlainSerializer(lambda source: source and "**********"),
+    ] = Field(default=None, repr=False)
 
     @field_validator("username")
     @classmethod
@@ -480,7 +483,11 @@ Port = Annotated[int | str | None, _optional(_port)]
 Dscp = Annotated[int | str | None, PlainValidator(_dscp)]
 #: `auto`, or a whole number, 1 or more.
 StreamDepth = Annotated[int | Literal["auto"], PlainValidator(_stream_depth)]
-#: Proxies, as values or URLs.
-Proxies = Annotated[tuple[Proxy, ...], PlainValidator(_proxies)]
+#: Proxies, as values or URLs; without their passwords where settings are dumped.
+Proxies = Annotated[
+    tuple[Proxy, ...],
+    PlainValidator(_proxies),
+    PlainSerializer(lambda proxies: tuple(map(str, proxies))),
+]
 #: An `auth` table, or `None`.
 AuthTable = Annotated[Auth | None, BeforeValidator(_auth)]

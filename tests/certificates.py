@@ -97,6 +97,7 @@ def make(
     key_usage: x509.KeyUsage | None = None,
     alternatives: Sequence[x509.GeneralName] = (),
     digest: hashes.HashAlgorithm | None = None,
+    serial_number: int | None = None,
 ) -> Issued:
     """Make a certificate; `names` are DNS names and IP addresses, `is_bare` is without extensions."""
     key = key or ec.generate_private_key(ec.SECP256R1())
@@ -107,7 +108,7 @@ def make(
         .subject_name(_name(subject))
         .issuer_name(issuer.certificate.subject if issuer is not None else _name(subject))
         .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        .serial_number(serial_number or x509.random_serial_number())
         .not_valid_before(now + timedelta(days[0]))
         .not_valid_after(now + timedelta(days[1]))
     )

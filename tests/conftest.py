@@ -1,4 +1,4 @@
-"""What every test can ask for: the real servers of `tests/servers`, started when first used."""
+"""What every test can ask for: the real servers, started when first used, and a search for leaks."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ import hypothesis
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("steady")
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.servers.fixtures", "tests.leaks"]

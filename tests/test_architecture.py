@@ -77,7 +77,19 @@ FLOOR_PLAN = {
 USES_FAKES = {"engine.worker.demo"}
 #: What stands in `engine/` itself and is no value.
 ROOM_OF = dict.fromkeys(
-    ("__init__", "callout", "dispatch", "engine", "single", "tls_files", "tls_reports"), "engine"
+    (
+        "__init__",
+        "bounce_facts",
+        "bounces",
+        "callout",
+        "dispatch",
+        "engine",
+        "single",
+        "stored",
+        "tls_files",
+        "tls_reports",
+    ),
+    "engine",
 )
 ROOM_OF |= dict.fromkeys(("aio", "blocking", "guest", "hosted"), "embedding")
 ROOM_OF["__main__"] = "worker"

@@ -15,6 +15,7 @@ import trio
 
 import engine
 from engine import __main__ as main_module
+from engine.testing.dns import serve_dns
 from engine.testing.sink import open_sink
 
 if TYPE_CHECKING:
@@ -55,7 +56,14 @@ async def test_help_imports_nothing_that_is_slow():
 
 @pytest.mark.parametrize(
     ("arguments", "status"),
-    [(["--version"], 0), (["send", "--help"], 0), ([], 64), (["sned"], 64), (["send"], 64)],
+    [
+        (["--version"], 0),
+        (["send", "--help"], 0),
+        ([], 64),
+        (["sned"], 64),
+        (["send"], 64),
+        (["explain"], 64),
+    ],
 )
 def test_the_status_of_what_click_answers(
     arguments: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys
@@ -215,6 +223,18 @@ async def test_a_reader_that_went_away_ends_the_process_quietly(process: Process
     # Standard input stays open: the end of the readers alone must end it.
     assert await process.process.wait() == 75
     assert await process.process.stderr.receive_some() == b""
+
+
+async def test_an_address_is_explained_with_real_lookups(tmp_path: Path, nursery: trio.Nursery):
+    zone = {"x.test": {"MX": ["10 mx.x.test"]}, "mx.x.test": {"A": ["192.0.2.1"]}}
+    server = await nursery.start(serve_dns, zone)
+    config = tmp_path / "engine.toml"
+    config.write_text(f'[dns]\nservers = ["{server}"]\n')
+    found = await run("explain", "--config", str(config), "b@x.test", "nowhere.test")
+    assert (found.returncode, found.stderr) == (69, b"")
+    lines = found.stdout.decode().splitlines()
+    assert lines[:2] == ["b@x.test  tried", " Mail        would be tried at 1 address"]
+    assert ["1", "10", "mx.x.test", "192.0.2.1:25"] in map(str.split, lines)
 
 
 async def test_the_demonstration_runs():

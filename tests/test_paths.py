@@ -73,6 +73,22 @@ def test_ipv6_networks_match():
     assert table.matching(domain="d.test", site="h.test", address="2001:db8::9") == (0,)
 
 
+@pytest.mark.parametrize(
+    ("match", "applies"),
+    [
+        ("unix:/run/Dovecot/lmtp", True),
+        ("unix:/run/dovecot/lmtp", False),
+        ("*", True),
+        ("192.0.2.0/24", False),
+        ("*.test", False),
+    ],
+)
+def test_a_unix_socket_is_a_host_that_can_be_named(match: str, applies: bool):
+    host = "unix:/run/Dovecot/lmtp"
+    found = rules(match).matching(domain="d.example", site=host, host=host)
+    assert found == ((0,) if applies else ())
+
+
 def test_u_labels_match_their_a_labels():
     assert rules("bücher.test").matching(domain="xn--bcher-kva.test", site="x") == (0,)
 

@@ -64,6 +64,7 @@ class Attempt:
         in_turn: A host is not to be spoken to before it greets: that went wrong.
         in_clear: A host is to be spoken to without TLS: that went wrong.
         redo: A candidate to ask again on a new connection, before the walk goes on; costs nothing.
+        is_back: The present host has taken a session for it, and is to take another one.
         had_stale_connection: A reused connection turned out to be dead before anything was
             answered; that happens once at the attempt's cost of nothing.
         jobs: How many of its transactions are begun, or to be begun, at the present host.
@@ -80,6 +81,7 @@ class Attempt:
     in_turn = False
     in_clear = False
     redo: Candidate | None = None
+    is_back = False
     had_stale_connection = False
     jobs = 0
     returns = False
@@ -132,7 +134,7 @@ class Attempt:
     def arrive(self) -> None:
         """Begin with another host: everybody still waiting is to be asked there."""
         self._asked_here = None
-        self.lockstep = self.in_turn = self.in_clear = False
+        self.lockstep = self.in_turn = self.in_clear = self.is_back = False
 
     def report(
         self, index: int, verdict: Verdict, now: float, carriage: Carriage = _NO_CARRIAGE

@@ -23,6 +23,7 @@ from engine.outcome import Cause, Scope, Status
 from engine.report import events
 from engine.security import TlsLevel
 from engine.smtp.command import ENDS_OF_CONTENT, QUIT, RSET, Kind
+from engine.smtp.connection import Answered
 from engine.smtp.content import scan
 from engine.smtp.errors import ContentError, NotConvertibleError
 from engine.smtp.mime import to_seven_bit
@@ -93,7 +94,8 @@ class _Flight(Transaction):
         job: What it is for.
         number: Which transaction of the connection, from 1.
         started: When it began, by Trio's clock.
-        octets_before: Octets of content written before it.
+        octets_before: Octets of content that go out before its own.
+        octets: Octets of its own content that were handed out, as they go on the wire.
         content: Which content of the session is its, from 1; 0 while none was sent.
         is_behind: Whether it was begun with another one in flight.
         is_reset: Whether RSET goes before it, whose reply is owed.
@@ -106,7 +108,8 @@ class _Flight(Transaction):
     job: _Job
     number: int
     started: float
-    octets_before: int
+    octets_before = 0
+    octets = 0
     content = 0
     is_behind = False
     is_reset = False
@@ -131,7 +134,11 @@ class Carrier:
         self._window: list[Command] = []
         self._contents = 0  # that were put in windows to their end
         self._octets = 0  # of contents in flight
+        self._octets_said = 0  # of contents handed out, as they go on the wire
         self._has_said_quit = False
+        self._journal = host.journal
+        self._ends: list[_Flight] = []  # whose contents end in the window
+        self._is_stuck = False  # nothing may be sent to its end any more
 
     async def run(self) -> None:
         """Deliver what the source gives, until there is no more or the connection is of no use.
@@ -145,12 +152,17 @@ class Carrier:
             if self._may_begin:
                 await self._fill()
             if self._window:
+                if self._ends and not await self._note_ends():
+                    continue
                 window, self._window = self._window, []
                 await session.send(*window)
                 if self._has_said_quit:
                     # Some servers hold their replies back until they see the end (Exim: 200 ms).
                     await session.half_close()
             if not flying:
+                if self._is_stuck:
+                    session.abandon()  # a content may be unfinished
+                    break
                 if self._todo or not self._may_go_on or not await self._wait_for_work():
                     break
                 continue
@@ -170,6 +182,8 @@ class Carrier:
         """Send hello and the first envelope together, and see whether they went together."""
         host, session = self._host, self._session
         await self._fill(most=1)
+        if self._ends:
+            await self._note_ends()
         window, self._window = self._window, []
         await session.send(*host.first_words, *window)
         verdict = await host.confirm()
@@ -179,7 +193,13 @@ class Carrier:
             flight.is_overruled = True
             if host.retry is None:
                 flight.overruling = verdict
-        if (verdict is None or host.retry is not None) and not self._contents:
+        if verdict is not None and verdict.reply is not None and verdict.reply.code == 421:
+            # RFC 5321 §3.8: the session is over, and with it what was not decided on.
+            while self._flying:
+                flight = self._flying.popleft()
+                flight.give_up(verdict)
+                self._land(flight)
+        elif (verdict is None or host.retry is not None) and not self._contents:
             # It is not worth waiting for more refusals.
             session.abandon()
 
@@ -214,7 +234,7 @@ class Carrier:
     @property
     def _may_go_on(self) -> bool:
         host = self._host
-        if self._has_said_quit:
+        if self._has_said_quit or self._is_stuck:
             return False
         if not host.transactions:
             # Also over a connection that is gone: who came with it is owed a verdict.
@@ -229,6 +249,7 @@ class Carrier:
         return (
             len(flying) < host.depth.limit
             and not self._has_said_quit
+            and not self._is_stuck
             and flying[-1].is_sent
             and not flying[-1].is_alone
             and self._octets < MOST_OCTETS
@@ -253,6 +274,8 @@ class Carrier:
             if not flying and host.transactions and not await host.make_ready():
                 # A refused RSET gives the connection up, not the message.
                 return
+            if host.most_domains and not host.admits(_domain_of(todo[0])):
+                return  # its recipients need a connection of their own
             self._begin(todo.popleft())
             if not self._may_begin:
                 return
@@ -328,8 +351,7 @@ class Carrier:
         host.recorder.transactions += 1
         if events.TransactionStarted in host.events.wanted:
             host.publish(events.TransactionStarted, message.id, len(group), number)
-        flight.job, flight.number = job, number
-        flight.started, flight.octets_before = host.now(), self._session.content_octets
+        flight.job, flight.number, flight.started = job, number, host.now()
         self._octets += content.facts.octets
         if message.require_tls or is_callout:
             flight.is_alone = True
@@ -350,9 +372,14 @@ class Carrier:
 
     def _say(self, flight: _Flight, commands: Sequence[Command]) -> None:
         self._window += commands
-        if commands[-1].kind in ENDS_OF_CONTENT:
+        last = commands[-1]
+        if last.kind in ENDS_OF_CONTENT:
             self._contents += 1
             flight.content = self._contents
+            if self._journal is not None:
+                self._ends.append(flight)
+            flight.octets_before = self._octets_said
+            self._hand_out(flight, last)
             if self._may_say_quit:
                 self._has_said_quit = True
                 self._window.append(QUIT)
@@ -368,18 +395,35 @@ class Carrier:
             host.may_pipeline_quit and not self._todo and (host.is_used_up or self._source.is_over)
         )
 
+    def _hand_out(self, flight: _Flight, piece: Command) -> None:
+        """Account for octets of content that are on their way to the peer."""
+        octets = len(piece.octets) - piece.head
+        flight.octets += octets
+        self._octets_said += octets
+
+    def _written(self, flight: _Flight) -> int:
+        """Return how many octets of its content have been written, or may have."""
+        return min(max(0, self._session.content_octets - flight.octets_before), flight.octets)
+
     async def _send_content(self, flight: _Flight) -> None:
         """Send a content that is read while it is sent."""
         session = self._session
+        flight.octets_before = self._octets_said
         try:
             async with session.listening(), aclosing(flight.pieces()) as pieces:
                 async for piece in pieces:
                     if session.has_answers or not session.is_usable:
                         break  # refused or lost midway: the reply, or its absence, tells
+                    if piece.is_last and self._journal is not None:
+                        self._ends.append(flight)
+                        if not await self._note_ends():
+                            session.abandon()
+                            return
                     if piece.is_last:
                         self._contents += 1
                         flight.content = self._contents
                         self._has_said_quit = self._may_say_quit
+                    self._hand_out(flight, piece)
                     await session.send(piece, *((QUIT,) if self._has_said_quit else ()))
             flight.streamed()
             if self._has_said_quit:
@@ -389,6 +433,36 @@ class Carrier:
             session.abandon()
             flight.give_up(_unreadable(error))
             self._land(self._flying.popleft())
+
+    async def _note_ends(self) -> bool:
+        """Have the journal write down which contents end here; return whether they may.
+
+        What was written down before may have been delivered, should we die; all else was not.
+        """
+        ends, self._ends = self._ends, []
+        assert self._journal is not None
+        contents = [end for flight in ends if (end := _end_of(flight))[1]]
+        try:
+            if contents:
+                await self._journal(contents)
+        except Exception as error:  # noqa: BLE001 - the bulkhead: trouble of ours costs no mail
+            self._get_stuck(ends[0], error)
+        return not self._is_stuck
+
+    def _get_stuck(self, first: _Flight, error: Exception) -> None:
+        """Send nothing of a window, nor anything else; what went out before is heard out."""
+        self._is_stuck = True
+        self._window.clear()
+        text = f"it could not be noted that the content goes out: {error}"
+        verdict = ours(Status.DEFERRED, Cause.IO, Stage.CONTENT, text)
+        dropped: list[_Flight] = []
+        while not dropped or dropped[-1] is not first:
+            dropped.append(self._flying.pop())
+        for flight in reversed(dropped):
+            flight.give_up(verdict)
+            self._land(flight)
+        for job in self._todo:
+            job.attempt.setback = verdict
 
     # -- hearing ----------------------------------------------------------------------------
 
@@ -400,20 +474,26 @@ class Carrier:
             if flight.is_reset and run.commands[place].kind is Kind.RSET:
                 flight.is_reset = False
                 place += 1
-                continue
-            place, commands = flight.hear_run(run, place)
-            if commands:
-                self._say(flight, commands)
-            if flight.due is Due.NOTHING:
-                flying.popleft()
-                self._land(flight)
-        if flying and run.replies[-1].code == 421:
-            # It was said to one and is meant for all: nothing behind it will be answered.
-            answer = run.answers()[-1]
-            while flying:
-                flight = flying.popleft()
-                flight.close(answer)
-                self._land(flight)
+            else:
+                place, commands = flight.hear_run(run, place)
+                if commands:
+                    self._say(flight, commands)
+                if flight.due is Due.NOTHING:
+                    flying.popleft()
+                    self._land(flight)
+            if not run.is_smooth and run.replies[place - 1].code == 421:
+                # It was said to one and is meant for all.  Some servers say it to everything that
+                # is in flight, some go on as if nothing had been: what stands behind it does not count.
+                command, reply = run.commands[place - 1], run.replies[place - 1]
+                self._close(Answered(command, reply, run.answers_early(command)))
+                return
+
+    def _close(self, answer: Answered) -> None:
+        """Account for a 421 to everything that is in flight."""
+        while self._flying:
+            flight = self._flying.popleft()
+            flight.close(answer)
+            self._land(flight)
 
     # -- what became of it ------------------------------------------------------------------
 
@@ -421,7 +501,7 @@ class Carrier:
         """Report what became of a transaction, and see whether its attempt has more to do here."""
         host, (attempt, group, content) = self._host, flight.job
         self._octets -= content.facts.octets
-        host.recorder.octets += self._session.content_octets - flight.octets_before
+        host.recorder.octets += self._written(flight)
         attempt.jobs -= 1
         again: AbstractSet[int]
         if flight.is_overruled:
@@ -466,7 +546,9 @@ class Carrier:
         if not self._session.is_usable:
             verdicts = [verdict for verdict in flight.verdicts if verdict is not None]
             if all(verdict.may_go_on for verdict in verdicts):
-                attempt.setback = verdicts[-1]
+                # What was said of one recipient is nothing to another one.
+                of_all = [each for each in verdicts if each.scope is not Scope.RECIPIENT]
+                attempt.setback = of_all[-1] if of_all else attempt.setback
         elif flight.doubtful and flight.is_behind:
             # It does not take commands behind a content: again, and one by one from here on.
             self._host.depth.refused()
@@ -505,11 +587,13 @@ class Carrier:
             attempt = flight.job.attempt
             is_written = 0 < flight.content <= session.contents_written
             if self._was_stale(flight, ending, is_written=is_written) and (
-                not attempt.had_stale_connection
+                attempt.returns or not attempt.had_stale_connection
             ):
-                # The connection had died before; this message just found out.
+                # The connection had died before; this message just found out, maybe with several
+                # transactions at once.
                 attempt.had_stale_connection = attempt.returns = True
                 attempt.jobs -= 1
+                self._host.recorder.octets += self._written(flight)
                 if not attempt.jobs:
                     self._source.done(attempt)
             else:
@@ -517,7 +601,7 @@ class Carrier:
                     ending,
                     is_oldest=is_oldest,
                     is_content_written=is_written,
-                    octets=session.content_octets - flight.octets_before,
+                    octets=self._written(flight),
                 )
                 if is_written and self._host.manner.chunking and ending.cause is Cause.TIMEOUT:
                     self._host.memory.note_bad_chunking()
@@ -556,11 +640,27 @@ class Carrier:
         text = f"{self._host.peer}: the reply to the content was not waited for"
         verdict = ours(Status.UNKNOWN, cause, Stage.FINAL, text)._replace(scope=Scope.MESSAGE)
         for flight in self._flying:
+            self._host.recorder.octets += self._written(flight)
             if 0 < flight.content <= self._session.contents_written:
                 attempt, group, _ = flight.job
                 flight.give_up(verdict)
                 self._host.report(attempt, group, flight.verdicts, flight.number, flight.started)
         self._flying.clear()
+
+
+def _end_of(flight: _Flight) -> tuple[str, list[str]]:
+    """Return what the journal is told: a message's id, and who may get it by this content."""
+    attempt, group, _ = flight.job
+    return attempt.message.id, [
+        attempt.recipients[place].address
+        for place, verdict in zip(group, flight.verdicts, strict=True)
+        if verdict is None
+    ]
+
+
+def _domain_of(job: _Job) -> str:
+    """Return the domain of a job's recipients, where they are all of one."""
+    return job.attempt.recipients[job.group[0]].mailbox.routing_domain
 
 
 def _pieces(places: Sequence[int], most: int) -> list[Sequence[int]]:

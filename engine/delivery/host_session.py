@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from engine.net.stream import ByteStream
     from engine.report.transcript import Transcript
     from engine.security import TlsDemand, TlsFailure
+    from engine.settings import Settings
     from engine.smtp.capabilities import Capabilities
     from engine.smtp.command import Command
     from engine.smtp.content import ContentFacts
@@ -78,12 +79,15 @@ class HostSession:
         transactions: Mail transactions begun.
         refusals: Those of them that nobody was accepted of, with others in flight behind.
         ending: How the session ended, `done` when it ended with our QUIT; empty before.
+        is_confirmed: Whether it has greeted us and taken our hello, so that a session stands.
         retry: How the host should be asked once more, where it could not be used.
         most_recipients: Recipients in one transaction at most; 0: any number.
         has_one_domain: Whether the recipients of a transaction must be of one domain.
+        most_domains: Different domains that recipients of the session may be of; 0: any number.
         has_prdr: Whether a reply for each recipient may be asked for after the content.
         recorder: Counts.
         events: Where events are published.
+        journal: Told which contents are about to go out to their end.
         now: The time, by Trio's clock.
         did_last_succeed: Whether the last transaction delivered to anybody.
     """
@@ -112,10 +116,12 @@ class HostSession:
         self.depth = Depth(1, is_known=False, round_trip=None, is_possible=False)
         self.transactions = self.refusals = 0
         self.ending = ""
+        self.is_confirmed = False
         self.retry: Retry | None = None
         self.did_last_succeed = False
         self.recorder = shared.recorder
         self.events = shared.events
+        self.journal = shared.journal
         self.now = trio.lowlevel.current_clock().current_time
         self._path = path
         self._shared = shared
@@ -132,6 +138,8 @@ class HostSession:
         self._most_transactions = settings.max_messages_per_connection
         self.most_recipients = settings.max_recipients_per_transaction
         self.has_one_domain = not settings.multi_domain
+        self.most_domains = 0
+        self._domains: set[str] = set()
         self.has_prdr = False
         self._has_tls = settings.protocol == "smtps"
         self._may_speak_first = False
@@ -180,7 +188,7 @@ class HostSession:
         if level <= TlsLevel.OPPORTUNISTIC and in_clear:
             level = TlsLevel.OFF
         terms = Terms(
-            self._helo_name(),
+            own_name(settings.helo_name, self.peer.local_address),
             settings.esmtp,
             settings.protocol == "lmtp",
             level,
@@ -249,6 +257,7 @@ class HostSession:
         if self._transcript is not None:
             self._mark = self._transcript.mark()
         if not opening.first_words:
+            self.is_confirmed = True
             if not opening.has_tls and self.demand.level > TlsLevel.OFF:
                 self._count("starttls-not-supported")
             keywords = tuple(self.offered.keywords)
@@ -274,6 +283,7 @@ class HostSession:
             chunking=chunking,
             lmtp=is_lmtp,
             auth=mechanism,
+            dsn=offered.dsn,
         )
         self.manner = Manner(pipelining, chunking, settings.one_flight_octets, is_lmtp)
         submitter = settings.authenticated_sender
@@ -315,6 +325,7 @@ class HostSession:
             most = settings.max_recipients_per_transaction
             self.most_recipients = min(rcptmax, most or rcptmax)
         self.has_one_domain |= limits.rcptdomainmax is not None
+        self.most_domains = limits.rcptdomainmax or 0
 
     # -- what surrounds an opening ----------------------------------------------------------
 
@@ -389,12 +400,7 @@ class HostSession:
     def _no_tls(self, failure: TlsFailed) -> Verdict:
         """Judge a handshake that failed; where nothing forbids it, the host is tried in clear."""
         self.note_tls_failure(failure)
-        if (
-            failure.clear_may_help
-            and self.demand.level <= TlsLevel.OPPORTUNISTIC
-            and self.settings.tls_fallback_to_clear
-            and self.settings.protocol != "smtps"
-        ):
+        if may_go_in_clear(failure, self.demand, self.settings):
             self.memory.note_broken_tls()
             self.retry = Retry.IN_CLEAR
         return tls_verdict(failure)
@@ -471,6 +477,16 @@ class HostSession:
             and not self.first_words
         )
 
+    def admits(self, domain: str) -> bool:
+        """Whether recipients of a domain may be named in this session; then they count.
+
+        RFC 9422 §4.3: what is limited are the domains of a session, not those of a transaction.
+        """
+        if domain not in self._domains and len(self._domains) >= self.most_domains:
+            return False
+        self._domains.add(domain)
+        return True
+
     async def make_ready(self) -> bool:
         """Make the session ready for MAIL, if it can be; RSET only where a transaction is open."""
         session = self.session
@@ -487,15 +503,6 @@ class HostSession:
         loss = self.session.loss
         self.ending = "done" if loss is None else str(loss.cause)
         await say_quit(self.session)
-
-    def _helo_name(self) -> str:
-        """Return our name; without one the address the peer sees (RFC 5321 §4.1.4)."""
-        name, address = self.settings.helo_name, self.peer.local_address
-        if name is not None:
-            return name
-        if address is None:
-            return "localhost"
-        return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
 
     # -- reporting --------------------------------------------------------------------------
 
@@ -588,6 +595,30 @@ class HostSession:
         if event in self.events.wanted:
             make: Callable[..., events.Event] = event
             self.events.publish(make(self._clock(), self.peer, *facts))
+
+
+def own_name(name: str | None, address: str | None) -> str:
+    """Return what we call ourselves in a hello (RFC 5321 §4.1.4).
+
+    Args:
+        name: As it is set; `None`: the address, which says at least where we are.
+        address: Ours as the peer sees it, `None` where there is none.
+    """
+    if name is not None:
+        return name
+    if address is None:
+        return "localhost"
+    return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
+
+
+def may_go_in_clear(failure: TlsFailed, demand: TlsDemand, settings: Settings) -> bool:
+    """Whether mail goes in clear, over a new connection, after a handshake that failed."""
+    return (
+        failure.clear_may_help
+        and demand.level <= TlsLevel.OPPORTUNISTIC
+        and settings.tls_fallback_to_clear
+        and settings.protocol != "smtps"
+    )
 
 
 def tls_verdict(failure: TlsFailed) -> Verdict:

@@ -80,7 +80,9 @@ class Login:
         """Whether anything is to be done."""
         return self._settings is not None or self._is_required
 
-    async def first_words(self, offered: Sequence[str], *, has_tls: bool) -> tuple[Command, ...]:
+    async def first_words(
+        self, session: Session, offered: Sequence[str], *, has_tls: bool
+    ) -> tuple[Command, ...]:
         """Return what may be said together with EHLO to a server that is known to offer this.
 
         A mechanism of one step: AUTH ends the group, for what follows depends on its reply.
@@ -90,7 +92,7 @@ class Login:
                 if not exchange.is_one_step:
                     break
                 self._first = exchange
-                return (_begin(exchange),)
+                return (self._begin(session, exchange),)
         return ()
 
     async def run(
@@ -168,7 +170,7 @@ class Login:
         problem = ""
         try:
             if answer is None:
-                (answer,) = await session.exchange(_begin(exchange))
+                (answer,) = await session.exchange(self._begin(session, exchange))
             while answer.reply.severity == 3:
                 if problem:
                     session.abandon()
@@ -180,7 +182,7 @@ class Login:
                 except SaslError as error:
                     # RFC 4954 §4: the server answers this with 501.
                     problem, response = str(error), sasl.CANCEL
-                (answer,) = await session.exchange(auth_step(response))
+                (answer,) = await session.exchange(self._step(session, response))
             if answer.reply.is_positive:
                 exchange.finish()
                 self.mechanism = exchange.mechanism
@@ -198,6 +200,20 @@ class Login:
         else:
             self.refusal = answer
         return None
+
+    def _begin(self, session: Session, exchange: Exchange) -> Command:
+        response = exchange.initial_response()
+        if self._credentials is not None and self._credentials.secret is not None:
+            session.conceal(self._credentials.secret.encode())
+        if response is None:
+            return auth(exchange.mechanism)
+        encoded = sasl.encode_initial(response)
+        _conceal(session, encoded)
+        return auth(exchange.mechanism, encoded)
+
+    def _step(self, session: Session, response: bytes) -> Command:
+        _conceal(session, response)
+        return auth_step(response)
 
     def _failed(self, offered: Sequence[str], *, has_tls: bool) -> Trouble:
         """Say why a server where authentication is required is of no use."""
@@ -220,9 +236,10 @@ class Login:
         return Trouble(Stage.AUTH, cause, detail=text, scope=scope, enhanced=_NOT_OFFERED)
 
 
-def _begin(exchange: Exchange) -> Command:
-    response = exchange.initial_response()
-    return auth(exchange.mechanism, None if response is None else sasl.encode_initial(response))
+def _conceal(session: Session, response: bytes) -> None:
+    """Keep a response from being shown if the server repeats it, as some do what they refuse."""
+    if len(response) > 1:  # not "*", "=" or nothing
+        session.conceal(response)
 
 
 async def _respond(exchange: Exchange, reply: Reply) -> bytes:

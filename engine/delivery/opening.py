@@ -220,7 +220,7 @@ class Opening:
             self.speaks_first = True
             self.first_words = (hello(Kind.EHLO, self._terms.name),)
             return None
-        words = await login.first_words(known.auth, has_tls=self.has_tls)
+        words = await login.first_words(self._session, known.auth, has_tls=self.has_tls)
         trouble, answer = await self._say_early(*words)
         if trouble is not None:
             return trouble
@@ -244,7 +244,8 @@ class Opening:
     def _heard_early(self, answer: Answered) -> Trouble | None:
         veto = self._around.heard(Kind.EHLO, answer.reply, has_tls=self.has_tls)
         if not answer.reply.is_positive:
-            self.is_misfit = True
+            # A 421 is no disagreement: the server goes.
+            self.is_misfit = answer.reply.code != 421
             return refused(answer.command, answer.reply, is_pipelined=True)
         self._see_whether_it_streams(answer.reply)
         self.offered = Capabilities.parse(answer.reply)

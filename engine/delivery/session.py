@@ -39,7 +39,7 @@ from engine.outcome import Cause
 from engine.smtp.command import STAGES, STARTTLS, Command, Kind
 from engine.smtp.connection import Answered, ClientConnection, Closed, Closing, Run
 from engine.smtp.errors import RemoteProtocolError
-from engine.smtp.reply import show
+from engine.smtp.reply import conceal, show
 from engine.smtp.stages import Stage
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ _BLOCK_OCTETS: Final = 64 * 1024
 _LAST_WORDS: Final = 2.0
 #: Beyond its grace a cancelled session is not waited for, whatever it is doing.
 _PARTING: Final = 1.0
+
+#: What is said before there is mail.
+_SET_UP: Final = frozenset(
+    {Kind.CONNECT, Kind.EHLO, Kind.HELO, Kind.LHLO, Kind.STARTTLS, Kind.AUTH, Kind.AUTH_STEP}
+)
 
 Window = tuple[Command, ...]
 #: Connects, and sends these octets first.
@@ -165,6 +170,7 @@ class Session:
         self._half_closes = False  # behind what is being written
         self._needed = trio.Event()
         self._answers: deque[Answered] = deque()
+        self._secrets: tuple[bytes, ...] = ()
         self._now = trio.lowlevel.current_clock().current_time
         self._since = 0.0  # when the turn of the oldest owed reply came
         self._latest = math.inf  # when any reply is late
@@ -216,7 +222,7 @@ class Session:
         """Where the dialogue stands: at the oldest command in flight, or before the next MAIL."""
         oldest = self._connection.oldest_owed
         if oldest is None:
-            return Stage.MAIL
+            return Stage.CONTENT if self._connection.is_content_due else Stage.MAIL
         if self._connection.is_content_open or self._is_unwritten_content(oldest):
             return Stage.CONTENT
         return STAGES[oldest.kind]
@@ -240,17 +246,25 @@ class Session:
             await self._connect(b"")
             self._arm()
 
+    def conceal(self, secret: bytes) -> None:
+        """Show a secret nowhere should the peer say it back, until it has answered to mail."""
+        if secret not in self._secrets:
+            self._secrets += (secret,)
+
     async def send(self, *window: Command) -> None:
         """Put a window on the commands channel.
 
         It is on its way to the kernel when this returns, unless the peer takes octets more slowly
         than we make them; then this waits as long as the channel is full.  Never raises for what a
         peer does: when the session is lost the window goes nowhere, and the next `reply()` tells.
+        Nor does anything go out once it is cancelled, while replies are still waited for.
         """
         if self.loss is not None or self._connection.is_spoiled:
             return
         if self._is_ending:
             await trio.lowlevel.checkpoint_if_cancelled()  # nobody would hear the reply
+        if self._is_cancelled:
+            return
         if self._dial is not None:
             await self._send_first(window)
             return
@@ -435,7 +449,7 @@ class Session:
         if self._scribe is not None:
             self._note(window)
         self._put(window, octets)
-        if not was_owed or window[0].kind is Kind.CONTENT:
+        if not was_owed or window[0].kind in _CONTENT_KINDS:
             # The reply to a content is waited for from its last octet on.
             self._arm()
 
@@ -589,7 +603,7 @@ class Session:
         connection = self._connection
         connection.receive(octets)
         run = None
-        if self._scribe is None and not self._is_writing:
+        if self._scribe is None and not self._is_writing and not self._secrets:
             run = connection.take_run()
         if run is None or not connection.is_all_heard:
             run = self._take_events(run)
@@ -605,21 +619,26 @@ class Session:
         asked = connection.oldest_owed
         try:
             while (event := connection.next_event()) is not None:
-                if type(event) is Answered:
-                    if self._scribe is not None:
-                        self._scribe.received(event.reply)
-                    answers.append(self._see_whether_early(event))
-                    asked = connection.oldest_owed
-                elif type(event) is Closing:
-                    if self._scribe is not None:
-                        self._scribe.received(event.reply)
-                    self._lose(Cause.REPLY, reply=event.reply)
-                    break
-                elif type(event) is Closed:
+                if isinstance(event, Closed):
                     self._lose(Cause.CLOSED, self._write_error)
                     break
+                shown = event.reply if not self._secrets else event.reply.without(self._secrets)
+                if self._scribe is not None:
+                    self._scribe.received(shown)
+                if isinstance(event, Closing):
+                    self._lose(Cause.REPLY, reply=shown)
+                    break
+                if shown is not event.reply and shown.severity != 3:  # a challenge is data
+                    event = event._replace(reply=shown)
+                if event.command.kind not in _SET_UP:
+                    self._secrets = ()
+                answers.append(self._see_whether_early(event))
+                asked = connection.oldest_owed
         except RemoteProtocolError as error:
-            self._lose(Cause.MALFORMED_REPLY, show(error.octets), asked=asked)
+            octets = error.octets
+            for secret in self._secrets:
+                octets = conceal(octets, secret)
+            self._lose(Cause.MALFORMED_REPLY, show(octets), asked=asked)
         return Run(
             [answer.command for answer in answers],
             [answer.reply for answer in answers],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
@@ -15,7 +15,7 @@ from engine.net.tls_material import TlsMaterial
 from engine.setting_types import DSCP_NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from random import Random
 
     from engine.choices import AddressFamily
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 #: The ports that the protocols are known by (RFC 5321 §4.5.4.2, RFC 2033 §5, RFC 8314 §7.3).
 _PORTS: Final = {"smtp": 25, "lmtp": 24, "smtps": 465}
+
+
+#: Writes down which contents are about to go out to their end: message ids and addresses.
+Journal: TypeAlias = "Callable[[Sequence[tuple[str, Sequence[str]]]], Awaitable[None]]"
 
 
 class Shared:
@@ -57,6 +61,10 @@ class Shared:
         tls_counters: Count how TLS went, for the reports of that; `None`: nobody reports.
         veto_greeting: Asked when a host has greeted, with both ends and the greeting; answers as
             `veto` does.
+        journal: Told which contents are about to go out to their end, and for whom: pairs of a
+            message's id and addresses.  They go when it returns, and not if it raises; `None`:
+            nobody wants to know.
+        learn_route: Told the site of each domain that was routed; `None`: nobody wants to know.
         turns: For hosts that get one connection at a time.
         make_transcript: Makes the scribe of a session; `None` where no transcript is wanted.
     """
@@ -80,6 +88,8 @@ class Shared:
         tls_counters: TlsCounters | None = None,
         veto: Callable[[Peer, str], str | None] | None = None,
         veto_greeting: Callable[[Peer, str], str | None] | None = None,
+        journal: Journal | None = None,
+        learn_route: Callable[[str, str], None] | None = None,
     ) -> None:
         self.connector = connector
         self.table = table
@@ -97,6 +107,8 @@ class Shared:
         self.tls_counters = tls_counters
         self.veto = veto
         self.veto_greeting = veto_greeting
+        self.journal = journal
+        self.learn_route = learn_route
         self.turns = Turns()
         self._connections = count(1)
 

@@ -208,8 +208,8 @@ class Transaction:
                 return stop, self._deliver(replies[start])
         last = len(replies) - 1
         while start <= last and not commands and self.due is Due.REPLIES:
-            is_early = run.is_early and start == last
-            commands = self.hear(Answered(run.commands[start], replies[start], is_early))
+            command = run.commands[start]
+            commands = self.hear(Answered(command, replies[start], run.answers_early(command)))
             start += 1
         return start, commands
 
@@ -248,21 +248,25 @@ class Transaction:
         stuffer = DotStuffer()
         async with aclosing(self._content.chunks()) as chunks:
             async for octets in chunks:
-                yield content(stuffer.feed(octets), is_last=False)
+                yield content(stuffer.feed(octets), self._answers, is_last=False)
         yield content(stuffer.finish(), self._answers)
 
     async def _chunk(self) -> AsyncGenerator[Command, None]:
         left = self._content.facts.octets
-        yield bdat_head(left)
+        yield bdat_head(left, self._answers)
+        held = b""
         async with aclosing(self._content.chunks()) as chunks:
             async for octets in chunks:
+                if held:
+                    yield bdat_piece(held, self._answers, is_last=False)
+                held = octets
                 left -= len(octets)
                 if left < 0:
                     break
-                # The last octets are the last piece: behind them the server may answer.
-                yield bdat_piece(octets, self._answers, is_last=left == 0)
         if left:
             raise ContentError("its size is not what it was")
+        # Behind its last octet the host may take it; so not before all of it was read well.
+        yield bdat_piece(held, self._answers, is_last=True)
 
     def streamed(self) -> None:
         """Account for pieces that were sent; the reply is due, or its absence tells."""
@@ -287,14 +291,20 @@ class Transaction:
         place = self._rcpts_heard
         self._rcpts_heard = place + 1
         reply = answer.reply
-        if self._is_refused:
-            return self._go_on()
         if reply.code // 100 == 2:
             if self._is_callout:
-                self.verdicts[place] = accepted(reply, self._peer)
+                if not self._is_refused:
+                    self.verdicts[place] = accepted(reply, self._peer)
             else:
                 self._accepted.append(place)
+                if self._is_refused:
+                    # That can only be in the transaction before, which the server holds for still
+                    # open.  It goes on with that one; then so do we.
+                    self.verdicts[place] = None
+                    self.doubtful = [each for each in self.doubtful if each != place]
             return self._go_on() if not self._owed else _NONE
+        if self._is_refused:
+            return self._go_on()
         if is_overflow(reply):
             self.again = (*self.again, place)
             self.verdicts[place] = overflowed(self._trouble(answer), self._peer)
@@ -306,7 +316,7 @@ class Transaction:
         """Say what comes next, once all that was said is answered."""
         if self._owed:
             return _NONE
-        if not self._is_refused:
+        if self._accepted or not self._is_refused:
             rcpts = self._envelope.rcpts
             if self._rcpts_heard < len(rcpts):
                 return self._ask(rcpts[self._rcpts_heard])
@@ -347,13 +357,13 @@ class Transaction:
         if self._is_one_flight:
             self._forgive_overflow()
         code = answer.reply.code
+        if self._answers is Answers.FOR_EACH_AND_ALL and (self._more or code == 353):
+            return self._hear_each_and_all(answer)
         if not self._accepted:
             # Whatever it says, nothing was delivered.
             return self._end()
         if self._answers is Answers.FOR_EACH:
             return self._hear_each(answer)
-        if self._more or (self._answers is Answers.FOR_EACH_AND_ALL and code == 353):
-            return self._hear_each_and_all(answer)
         if code // 100 == 2:
             return self._deliver(answer.reply)
         self._refuse_all(answer)
@@ -389,6 +399,8 @@ class Transaction:
             self._each = (*self._each, answer)
             self._owed += 1
             return _NONE
+        if not self._accepted:
+            return self._end()  # whatever it says, nothing was delivered
         severity = answer.reply.code // 100
         for place, one in zip(self._accepted, self._each, strict=True):
             is_refused = one.reply.code // 100 != 2
@@ -420,6 +432,7 @@ class Transaction:
 
     def close(self, answer: Answered) -> tuple[Command, ...]:
         """421: the session is over, whatever was asked (RFC 5321 §3.8)."""
+        self._keep_refusals()
         self._settle_rest(self._judge_refusal(answer))
         return self._end()
 
@@ -434,9 +447,7 @@ class Transaction:
             is_content_written: Whether the whole content has left, or may have.
             octets: Octets of content written so far.
         """
-        for place, one in zip(self._accepted, self._each, strict=False):
-            if one.reply.code // 100 != 2:
-                self.verdicts[place] = self._judge_one(one)
+        self._keep_refusals()
         command = ending.command if is_oldest else self._envelope.mail
         trouble = lost(
             ending,
@@ -447,6 +458,12 @@ class Transaction:
         )
         self._settle_rest(judge(trouble, self._peer))
         self._end()
+
+    def _keep_refusals(self) -> None:
+        """PRDR: who was refused stays refused, though nothing is said of the whole any more."""
+        for place, one in zip(self._accepted, self._each, strict=False):
+            if one.reply.code // 100 != 2:
+                self.verdicts[place] = self._judge_one(one)
 
     def give_up(self, verdict: Verdict) -> None:
         """Something on our side ended it before its time."""

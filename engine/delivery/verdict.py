@@ -88,6 +88,13 @@ class Verdict(NamedTuple):
             self.status is Status.DEFERRED or self.is_here_only
         ) and self.scope is not Scope.LOCAL
 
+    @property
+    def for_now(self) -> Verdict:
+        """The same, but a failure that says nothing about other hosts is temporary."""
+        if not self.is_here_only:
+            return self
+        return self._replace(status=Status.DEFERRED, is_here_only=False)
+
 
 #: Our own status where no reply decided (RFC 3463 §3).
 _ENHANCED: Final[Mapping[Cause, EnhancedStatusCode]] = {

@@ -173,6 +173,10 @@ class Visit:
         return True
 
     def _refused(self, host: HostSession, refusal: Verdict) -> None:
+        attempt = self._task.attempt
+        if attempt is not None and attempt.is_back:
+            # A moment ago it took us; whatever it says now, it takes mail at other times.
+            refusal = refusal.for_now
         host.publish(
             events.HostDeferred,
             self._pool.site,
@@ -181,8 +185,8 @@ class Visit:
             refusal.text,
         )
         self._pool.rest_after(self._way.candidate, refusal)
-        if self._task.attempt is not None:
-            host.report_all(self._task.attempt, refusal)
+        if attempt is not None:
+            host.report_all(attempt, refusal)
 
     # -- the connection ---------------------------------------------------------------------
 
@@ -289,8 +293,9 @@ class Visit:
         """Give what is not settled back to the pool."""
         del self._task.in_hand[attempt]
         if attempt.waiting:
-            if attempt.returns:
+            if attempt.returns and attempt.unasked:
                 attempt.redo = self._way.candidate
+                attempt.is_back = self._host is not None and self._host.is_confirmed
             attempt.returns = False
             attempt.setback = None
             self._pool.put_back(attempt, self._way.candidate)

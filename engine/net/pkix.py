@@ -7,8 +7,10 @@ records, which are known to be right only once the chain is there, and the quest
 
 from __future__ import annotations
 
+import re
 import ssl
-from contextlib import suppress
+import warnings
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,13 +18,14 @@ from typing import TYPE_CHECKING, Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from engine.net.tls_errors import Unverified
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
@@ -46,6 +49,9 @@ UNREADABLE: Final = (
 )
 #: Characters of the library's reason that are shown.
 _SHOWN: Final = 160
+#: Its words where no certificate is the issuer of another, which is nearly always.
+_NO_ISSUER: Final = "no interior errors"
+_PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 def load_certificate(octets: bytes) -> x509.Certificate:
@@ -55,7 +61,8 @@ def load_certificate(octets: bytes) -> x509.Certificate:
         Unverified: It cannot be read.
     """
     try:
-        return x509.load_der_x509_certificate(octets)
+        with _without_warnings():
+            return x509.load_der_x509_certificate(octets)
     except UNREADABLE:
         raise Unverified("a certificate cannot be read", "certificate-not-trusted") from None
 
@@ -125,6 +132,8 @@ def verify_path(
 def _reason(error: Exception) -> str:
     # The library's words, and object identifiers at most; still, only what is plain goes on.
     words = ascii(str(error))[1:-1].removeprefix("validation failed: ")
+    if _NO_ISSUER in words:
+        words = "its chain leads to no trusted authority"
     return f"the certificate is not trusted: {words[:_SHOWN]}"
 
 
@@ -193,7 +202,18 @@ def load_anchors(ca_file: str | None) -> tuple[x509.Certificate, ...]:
 
 
 def _read_anchors(path: Path) -> tuple[x509.Certificate, ...]:
-    try:
-        return tuple(x509.load_pem_x509_certificates(path.read_bytes()))
-    except UNREADABLE:
-        return ()
+    anchors = []
+    with _without_warnings():
+        for text in _PEM.findall(path.read_bytes()):
+            # One that cannot be read costs nobody the others.
+            with suppress(*UNREADABLE):
+                anchors.append(x509.load_pem_x509_certificate(text))
+    return tuple(anchors)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Leave the library's warnings away: well-known authorities have the serial number 0."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        yield

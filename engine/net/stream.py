@@ -15,6 +15,8 @@ import trio
 #: Most octets read at once.  The kernel copies little more at a time anyway, and handing out a
 #: buffer of 256 KiB costs some 50 µs a call.
 RECEIVE_OCTETS: Final = 64 * 1024
+#: After reads that came too early the socket is watched so many times before it is tried again.
+_MOST_VAIN: Final = 63
 
 
 class ByteStream(Protocol):
@@ -78,6 +80,8 @@ class SocketStream(trio.abc.HalfCloseableStream):
         self.socket: Final = sock
         self._closed = False
         self._sent_eof = False
+        self._vain = 0  # how often the socket is watched when a read came too early
+        self._reads_to_watch = 0
         # A plain flag in place of a lock: all it must do is find a mistake.
         self._sending = False
 
@@ -145,9 +149,10 @@ class SocketStream(trio.abc.HalfCloseableStream):
     async def receive_some(self, max_octets: int | None = None) -> bytes:
         """Wait until octets are there and return them; `b""` when the peer has sent its last.
 
-        It waits before it reads: right after a command the reply is never there yet, and the
-        vain system call would cost more than it saves.  Always a checkpoint; cancelled, nothing
-        that arrived is lost.
+        Right after a command the reply is never there yet.  But under load it often is by the time
+        that everybody else had a turn: then to wait for a turn and to read costs less than to have
+        the socket watched.  Where that was in vain it is not tried again for a while, each time for
+        longer.  Always a checkpoint; cancelled, nothing that arrived is lost.
 
         Args:
             max_octets: Most octets wanted; at most `RECEIVE_OCTETS` are read, also for `None`.
@@ -165,6 +170,18 @@ class SocketStream(trio.abc.HalfCloseableStream):
                 return await self._receive_again(size)
         sock = self.socket
         try:
+            if self._reads_to_watch:
+                self._reads_to_watch -= 1
+            else:
+                await trio.lowlevel.checkpoint()
+                try:
+                    octets = sock.recv(size)
+                except BlockingIOError:
+                    self._vain = min(2 * self._vain + 1, _MOST_VAIN)
+                    self._reads_to_watch = self._vain
+                else:
+                    self._vain = 0
+                    return octets
             while True:
                 # Refuses a second waiter by itself, so receiving needs no flag.
                 await trio.lowlevel.wait_readable(sock)

@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, assert_never
+from typing import TYPE_CHECKING, Any, Final, Protocol, assert_never
 
 from engine.outcome import Cause, Outcome, Scope, Status
 from engine.queue.retry import GiveUp, History, RetryAt, RetryRules, decide
 from engine.queue.values import Result, Settlement
 from engine.smtp.stages import Stage
 from engine.smtp.status import EnhancedStatusCode
+from engine.units import timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from random import Random
 
     from engine.message import Message, Recipient
@@ -42,7 +42,24 @@ class Unknown(StrEnum):
     HOLD = "hold"
 
 
-def never(message: Message, recipient: Recipient, outcome: Outcome) -> bool:  # noqa: ARG001
+class WantsReport(Protocol):
+    """Says whether somebody is to be told that a recipient left the queue."""
+
+    def __call__(
+        self, message: Message, recipient: Recipient, outcome: Outcome, result: Result, /
+    ) -> bool:
+        """Return it; called once for each recipient that leaves, and must not wait.
+
+        Args:
+            message: The message as it was leased.
+            recipient: The recipient.
+            outcome: Of its last attempt.
+            result: `DELIVERED` or `FAILED`: what an outcome `unknown` is taken for.
+        """
+        ...
+
+
+def never(message: Message, recipient: Recipient, outcome: Outcome, result: Result) -> bool:  # noqa: ARG001
     """Tell nobody; see `Policy.wants_report`."""
     return False
 
@@ -54,13 +71,13 @@ class Policy:
     Attributes:
         rules: When to try again.
         unknown: What becomes of who may have been delivered.
-        wants_report: Whether somebody is to be told that a recipient left the queue with this
-            outcome; the store then keeps it until that is done.
+        wants_report: Whether somebody is to be told that a recipient left the queue; the store
+            then keeps it until that is done.
     """
 
     rules: RetryRules = field(default_factory=RetryRules)
     unknown: Unknown = Unknown.RETRY
-    wants_report: Callable[[Message, Recipient, Outcome], bool] = never
+    wants_report: WantsReport = never
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +136,14 @@ def settle(
     """
     match outcome.status:
         case Status.DELIVERED:
-            return _final(policy, message, index, outcome, Result.DELIVERED, "delivered")
+            return _final(policy, message, index, outcome, now, Result.DELIVERED, "delivered")
         case Status.UNKNOWN:
             if policy.unknown is Unknown.ASSUME_DELIVERED:
                 text = "it may have been delivered, and is taken for it"
-                return _final(policy, message, index, outcome, Result.DELIVERED, text)
+                return _final(policy, message, index, outcome, now, Result.DELIVERED, text)
             if policy.unknown is Unknown.HOLD:
                 text = "it may have been delivered, and waits for a person"
-                return _settled(message, index, outcome, Result.HELD, text)
+                return _settled(message, index, outcome, now, Result.HELD, text)
         case _:
             pass
     recipient = message.recipients[index]
@@ -137,10 +154,10 @@ def settle(
     decision = decide(policy.rules.find(domain, outcome), history, outcome, now, rng)
     match decision:
         case GiveUp(text):
-            return _final(policy, message, index, outcome, Result.FAILED, text)
+            return _final(policy, message, index, outcome, now, Result.FAILED, text)
         case RetryAt(at, wait, text, is_counted):
             result = Result.DEFERRED if is_counted else Result.RELEASED
-            return _settled(message, index, outcome, result, text, due=at, wait=wait)
+            return _settled(message, index, outcome, now, result, text, due=at, wait=wait)
         case _:
             assert_never(decision)
 
@@ -199,16 +216,24 @@ def undelivered(message: LeasedMessage, index: int, text: str) -> Outcome:
 
 
 def _final(
-    policy: Policy, message: LeasedMessage, index: int, outcome: Outcome, result: Result, text: str
+    policy: Policy,
+    message: LeasedMessage,
+    index: int,
+    outcome: Outcome,
+    now: float,
+    result: Result,
+    text: str,
 ) -> Settled:
-    is_wanted = policy.wants_report(message.message, message.message.recipients[index], outcome)
-    return _settled(message, index, outcome, result, text, report=is_wanted)
+    recipient = message.message.recipients[index]
+    is_wanted = policy.wants_report(message.message, recipient, outcome, result)
+    return _settled(message, index, outcome, now, result, text, report=is_wanted)
 
 
 def _settled(
     message: LeasedMessage,
     index: int,
     outcome: Outcome,
+    now: float,
     result: Result,
     text: str,
     *,
@@ -225,16 +250,21 @@ def _settled(
         due=due,
         wait=wait,
         reason=text,
-        last=record_of(outcome) if is_kept else None,
+        last=record_of(outcome, now) if is_kept else None,
         report=report,
     )
     next_attempt = due if result.is_queued else None
     return Settled(outcome, message, recipient, settlement, next_attempt, text)
 
 
-def record_of(outcome: Outcome) -> str:
-    """Return an outcome as the JSON text that stores keep: without its transcript, and bounded."""
-    record = outcome.as_dict()
+def record_of(outcome: Outcome, at: float) -> str:
+    """Return an outcome as the JSON text that stores keep: without its transcript, and bounded.
+
+    Args:
+        outcome: It.
+        at: When it was, in seconds since the epoch: `time` in the record, as in the outcome log.
+    """
+    record = {"time": timestamp(at), **outcome.as_dict()}
     record.pop("transcript", None)
     text = json.dumps(record)
     if len(text) > _MAX_RECORD:

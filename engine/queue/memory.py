@@ -23,7 +23,9 @@ from engine.queue.memory_records import (
     entry_of,
     fingerprint,
     gather,
+    is_delayed,
     is_selected,
+    rounded,
 )
 from engine.queue.store import DEFAULT_OVERDUE, Store
 from engine.queue.values import (
@@ -32,6 +34,7 @@ from engine.queue.values import (
     Action,
     Backlog,
     Counts,
+    Delayed,
     Lease,
     Owner,
     Page,
@@ -79,7 +82,11 @@ class MemoryStore(Store):
     # -- going in ---------------------------------------------------------------------------
 
     async def submit(
-        self, submissions: Sequence[Submission], *, forget: Sequence[int] = ()
+        self,
+        submissions: Sequence[Submission],
+        *,
+        forget: Sequence[int] = (),
+        warned: Sequence[int] = (),
     ) -> tuple[Accepted, ...]:
         """Take messages, all or none."""
         read = [(each, await _read(each.message)) for each in submissions]
@@ -101,6 +108,7 @@ class MemoryStore(Store):
         for submission, message, mark in new.values():
             self._insert(submission, message, mark)
         self._forget(forget)
+        self._note_warned(warned, max((each.submitted_at for each in submissions), default=0.0))
         if new:
             self._note_change()
         return tuple(accepted)
@@ -453,15 +461,45 @@ class MemoryStore(Store):
             :limit
         ]
 
-    async def ended(self, *, limit: int = 100) -> tuple[StoredMessage, ...]:
+    async def ended(self, *, after: int = 0, limit: int = 100) -> tuple[StoredMessage, ...]:
         """Return messages with recipients that ended."""
         await trio.lowlevel.checkpoint()
         found = []
         for message in self._messages.values():
-            ended = [n for n in message.recipients if self._recipients[n].state is State.ENDED]
-            if ended:
-                found.append(self._stored(message, ended))
+            states = {number: self._recipients[number].state for number in message.recipients}
+            ended = [number for number, state in states.items() if state is State.ENDED]
+            if ended and message.number > after:
+                stored = self._stored(message, ended)
+                found.append(replace(stored, is_at_work=State.LEASED in states.values()))
         return tuple(found[:limit])
+
+    async def delayed(
+        self, *, now: float, waits: Sequence[float], after: int = 0, limit: int = 100
+    ) -> Delayed:
+        """Return messages with recipients that wait, and whose sender is to hear of that."""
+        await trio.lowlevel.checkpoint()
+        milliseconds = tuple(map(ms, waits))
+        found = [
+            each
+            for each in self._recipients.values()
+            if each.number > after and is_delayed(each, ms(now), milliseconds)
+        ]
+        numbers: dict[str, list[int]] = {}
+        for each in found[:limit]:
+            numbers.setdefault(each.message.message.id, []).append(each.number)
+        messages = tuple(self._stored(self._messages[id], group) for id, group in numbers.items())  # noqa: A001 - the field's word
+        return Delayed(messages, found[limit - 1].number if len(found) > limit else None)
+
+    async def note_warned(self, recipients: Sequence[int], *, now: float) -> None:
+        """Note that a sender has heard of a delay."""
+        await trio.lowlevel.checkpoint()
+        self._note_warned(recipients, now)
+
+    def _note_warned(self, recipients: Sequence[int], now: float) -> None:
+        for number in recipients:
+            each = self._recipients.get(number)
+            if each is not None and each.state is not State.ENDED:
+                each.warned_at = ms(now)
 
     def _stored(self, message: KeptMessage, numbers: Sequence[int]) -> StoredMessage:
         everybody = [self._recipients[number] for number in numbers]
@@ -469,6 +507,7 @@ class MemoryStore(Store):
             message.number,
             replace(message.message, recipients=tuple(each.recipient for each in everybody)),
             tuple(entry_of(each, self._domains[each.domain]) for each in everybody),
+            not_before=rounded(message.submission.not_before),
         )
 
     async def forget(self, recipients: Sequence[int]) -> None:

@@ -55,6 +55,7 @@ class KeptRecipient:
         lease: While it is leased, and after a lost lease until the next.
         site: The site it counts for, while it is leased.
         wish: What a person asked for while it was leased.
+        warned_at: When its sender was last told of the delay.
     """
 
     number: int
@@ -71,6 +72,7 @@ class KeptRecipient:
     result: Result | None = None
     reason: str = ""
     last: str | None = None
+    warned_at: int | None = None
 
     @property
     def domain(self) -> str:
@@ -82,7 +84,8 @@ def _sender(message: Message) -> str:
     return "" if message.reverse_path is None else str(message.reverse_path)
 
 
-def _rounded(seconds: float | None) -> float | None:
+def rounded(seconds: float | None) -> float | None:
+    """Return a time as stores give it back."""
     return None if seconds is None else ms(seconds) / 1000
 
 
@@ -109,6 +112,16 @@ def is_selected(selection: Selection, each: KeptRecipient) -> bool:
         and selection.sender in (None, _sender(message))
         and selection.tenant in (None, submission.tenant)
         and selection.job in (None, submission.job)
+    )
+
+
+def is_delayed(each: KeptRecipient, now: int, waits: Sequence[int]) -> bool:
+    """Whether it waits, and its sender is to hear of that; times in milliseconds."""
+    submission = each.message.submission
+    since = max(ms(submission.submitted_at), ms(submission.not_before or 0))
+    has_sender = each.message.message.reverse_path is not None
+    return (has_sender and each.state in (State.QUEUED, State.LEASED)) and any(
+        (each.warned_at or 0) < since + wait <= now for wait in waits
     )
 
 
@@ -139,7 +152,7 @@ def _leased(everybody: Sequence[KeptRecipient], lease: int) -> LeasedMessage:
         ),
         lease=lease,
         submitted_at=ms(submission.submitted_at) / 1000,
-        deadline=_rounded(submission.deadline),
+        deadline=rounded(submission.deadline),
         tenant=submission.tenant,
         job=submission.job,
         priority=submission.priority,
@@ -159,7 +172,7 @@ def entry_of(each: KeptRecipient, site: str) -> Entry:
         attempts=each.attempts,
         next_attempt=each.due / 1000 if is_due else None,
         submitted_at=ms(submission.submitted_at) / 1000,
-        deadline=_rounded(submission.deadline),
+        deadline=rounded(submission.deadline),
         tenant=submission.tenant,
         job=submission.job,
         priority=submission.priority,

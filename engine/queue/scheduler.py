@@ -279,23 +279,23 @@ class Scheduler:
 
     # -- for the deliverer ------------------------------------------------------------------
 
-    async def mark(self, message: str, addresses: Iterable[str]) -> None:
-        """Write down that the last octets of a content are about to go out; call it before.
+    async def mark(self, contents: Iterable[tuple[str, Iterable[str]]]) -> None:
+        """Write down that the last octets of contents are about to go out; call it before.
 
         Cancelled, or with an error, they must not go out.
 
         Args:
-            message: The message's id.
-            addresses: Those of its recipients whom this mail transaction is for.
+            contents: For each the message's id, and those of its recipients whom this mail
+                transaction is for.
 
         Raises:
             LeaseLostError: Somebody else may be at them by now.
             StoreError: It was not written.
         """
-        outs = self._flight.find(message, addresses)
         by_lease: dict[int, list[Out]] = {}
-        for out in outs:
-            by_lease.setdefault(out.message.lease, []).append(out)
+        for message, addresses in contents:
+            for out in self._flight.find(message, addresses):
+                by_lease.setdefault(out.message.lease, []).append(out)
         for lease, marked in by_lease.items():
             await self._store.mark(lease, [out.recipient.number for out in marked])
             self._flight.mark(marked)

@@ -7,7 +7,7 @@ however few it finds, so that leases and settlements never wait for long.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.queue.sql_contents import content_of, read_envelopes, read_what_can_be_read
@@ -18,6 +18,7 @@ from engine.queue.values import (
     Action,
     Backlog,
     Counts,
+    Delayed,
     Entry,
     Page,
     Result,
@@ -27,10 +28,11 @@ from engine.queue.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from engine.queue.database import Database
     from engine.queue.sql_contents import ReadPieces
+    from engine.queue.sql_rows import Envelope
     from engine.queue.values import Selection
 
 #: Recipients one step looks at.
@@ -137,45 +139,77 @@ def read_stored(
 ) -> tuple[StoredMessage, ...]:
     """Return messages in the order they came."""
     numbers = db.rows("message_numbers", after=after, limit=limit)
-    return _stored(db, numbers, None, read)
+    return tuple(_stored(db, _recipients_of(db, numbers), read))
 
 
-def read_ended(db: Database, limit: int, read: ReadPieces) -> tuple[StoredMessage, ...]:
+def read_ended(db: Database, after: int, limit: int, read: ReadPieces) -> tuple[StoredMessage, ...]:
     """Return messages with recipients that ended, with these recipients only."""
-    return _stored(db, db.rows("ended_messages", limit=limit), State.ENDED, read)
+    numbers = db.rows("ended_messages", after=after, limit=limit)
+    at_work = set(db.rows("messages_at_work", messages=json.dumps(numbers)))
+    return tuple(
+        replace(message, is_at_work=message.number in at_work)
+        for message in _stored(db, _recipients_of(db, numbers, State.ENDED), read)
+    )
+
+
+def read_delayed(
+    db: Database, now: int, waits: Sequence[int], after: int, limit: int, read: ReadPieces
+) -> Delayed:
+    """Return messages whose senders are to hear of a delay, of one step; contents are left there."""
+    rows = db.rows(
+        "recipients_delayed",
+        now=now,
+        waits=json.dumps(waits),
+        after=after,
+        step=STEP,
+        limit=limit + 1,
+    )
+    last, count = db.row("step_end", after=after, step=STEP) or (None, 0)
+    end = last if count == STEP else None
+    if len(rows) > limit:
+        rows, end = rows[:limit], rows[limit - 1][0]
+    return Delayed(tuple(_stored(db, rows, read, with_contents=False)), end)
+
+
+def _recipients_of(db: Database, numbers: Sequence[int], state: State | None = None) -> list[Any]:
+    """Return the rows of the recipients of messages."""
+    return db.rows("recipients_of", messages=json.dumps(numbers), state=state) if numbers else []
 
 
 def _stored(
-    db: Database, numbers: Sequence[int], state: State | None, read: ReadPieces
-) -> tuple[StoredMessage, ...]:
-    if not numbers:
-        return ()
-    envelopes = read_envelopes(db, numbers)
-    contents = read_what_can_be_read(db, envelopes)
-    rows_of: dict[int, list[Any]] = {number: [] for number in numbers}
-    for row in db.rows("recipients_of", messages=json.dumps(numbers), state=state):
-        rows_of[row[1]].append(row)
-    found = []
-    for number, rows in rows_of.items():
+    db: Database, rows: Sequence[Any], read: ReadPieces, *, with_contents: bool = True
+) -> Iterator[StoredMessage]:
+    """Yield the messages that rows of recipients belong to, in their order, with just these."""
+    rows_of: dict[int, list[Any]] = {}
+    for row in rows:
+        rows_of.setdefault(row[1], []).append(row)
+    envelopes = read_envelopes(db, list(rows_of)) if rows_of else {}
+    contents = read_what_can_be_read(db, envelopes) if with_contents else {}
+    for number, group in rows_of.items():
         envelope = envelopes.get(number)
-        if envelope is None or not rows:
+        if envelope is None:
             continue
         octets = contents.get(number)
-        is_damaged = envelope.upload is None and octets is None
-        recipients = tuple(make_recipient(row[2], row[3], row[4]) for row in rows)
-        entries = tuple(
-            _entry(
-                (
-                    row[0], envelope.id, envelope.reverse_path, row[2], row[5], row[6], row[7],
-                    envelope.submitted_at, envelope.deadline, envelope.tenant, envelope.job,
-                    envelope.priority, row[8], row[9], row[10], row[11], "",
-                )
-            )
-            for row in rows
-        )  # fmt: skip
-        message = make_message(envelope, recipients, content_of(envelope, octets, read))
-        found.append(StoredMessage(number, message, entries, is_damaged=is_damaged))
-    return tuple(found)
+        content = content_of(envelope, octets, read)
+        yield StoredMessage(
+            number,
+            make_message(
+                envelope, tuple(make_recipient(row[2], row[3], row[4]) for row in group), content
+            ),
+            tuple(_entry_of(envelope, row) for row in group),
+            is_damaged=with_contents and envelope.upload is None and octets is None,
+            not_before=None if envelope.not_before is None else envelope.not_before / 1000,
+        )
+
+
+def _entry_of(envelope: Envelope, row: Sequence[Any]) -> Entry:
+    return _entry(
+        (
+            row[0], envelope.id, envelope.reverse_path, row[2], row[5], row[6], row[7],
+            envelope.submitted_at, envelope.deadline, envelope.tenant, envelope.job,
+            envelope.priority, row[8], row[9], row[10], row[11], "",
+        )
+    )  # fmt: skip
 
 
 # -- steering -----------------------------------------------------------------------------------

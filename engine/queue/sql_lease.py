@@ -215,14 +215,14 @@ class _Leaser:
         ]
         if not lanes:
             return False
-        quantum = max(_QUANTUM, -(-self._seats // len(lanes)))
-        befores = [
-            (each.number, request.now - (each.not_before > request.now) * request.overdue)
-            for each in lanes
-        ]
         offers: dict[int, list[Taken]] = {each.number: [] for each in lanes}
-        for row in self._db.rows("recipients_next", rows=json.dumps(befores), limit=quantum):
-            offers[row[0]].append(Taken(*row))
+        for most, group in self._shares_of(lanes).items():
+            befores = [
+                (each.number, request.now - (each.not_before > request.now) * request.overdue)
+                for each in group
+            ]
+            for row in self._db.rows("recipients_next", rows=json.dumps(befores), limit=most):
+                offers[row[0]].append(Taken(*row))
         chosen = {each.number: self._choose(each, offers[each.number]) for each in lanes}
         everybody = [row for rows in chosen.values() for row in rows]
         damaged = self._read(everybody)
@@ -239,6 +239,17 @@ class _Leaser:
         self._leave(lanes, {number: len(rows) for number, rows in chosen.items()})
         self._yield = max(1, served // len(lanes))
         return True
+
+    def _shares_of(self, lanes: Sequence[_Lane]) -> dict[int, list[_Lane]]:
+        """Return the lanes by how many recipients to look at: what the site of many may have is little."""
+        most = max(_QUANTUM, -(-self._seats // len(lanes)))
+        of_site = Counter(each.site for each in lanes)
+        groups: dict[int, list[_Lane]] = {}
+        for each in lanes:
+            share = -(-self._allowance(self._out.get(each.site, 0)) // of_site[each.site])
+            # In powers of two, so that there are few groups.
+            groups.setdefault(min(most, 1 << (share - 1).bit_length()), []).append(each)
+        return groups
 
     def _allowance(self, out: int) -> int:
         return allowance(out, self._seats, self._request.site_seats)

@@ -39,6 +39,7 @@ class Envelope(NamedTuple):
     has_utf8_header: int
     sha256: str
     upload: int | None
+    not_before: int | None
 
     @property
     def facts(self) -> ContentFacts:

@@ -226,3 +226,8 @@ def forget(db: Database, recipients: Sequence[int], *, now: int) -> None:
     for number, message in db.rows("ended_among", numbers=json.dumps(recipients)):
         changes.delete(number, message)
     changes.write(db, now=now, overdue=0)
+
+
+def note_warned(db: Database, recipients: Sequence[int], *, now: int) -> None:
+    """Note that the sender has heard of the delay of these."""
+    db.run("note_warned", numbers=json.dumps(recipients), now=now)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from engine.queue.errors import DuplicateIdError, StoreError, StoreFullError
 from engine.queue.sql_lanes import open_lanes
-from engine.queue.sql_settle import forget
+from engine.queue.sql_settle import forget, note_warned
 from engine.queue.values import Accepted, to_milliseconds
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def pack(submission: Submission, octets: bytes | None, sha256: str, upload: int 
         int(facts.has_utf8_header),
         sha256,
         upload,
+        None if submission.not_before is None else to_milliseconds(submission.not_before),
     )
     return Parcel(
         message.id,
@@ -137,6 +138,7 @@ class Intake:
         now: The time, in milliseconds.
         overdue: For how long a back-off may keep what is due, in milliseconds.
         reserve: Octets of the disk that are not for this.
+        warned: Recipients whose senders are warned by that.
     """
 
     parcels: tuple[Parcel, ...]
@@ -144,6 +146,7 @@ class Intake:
     now: int
     overdue: int
     reserve: int
+    warned: tuple[int, ...] = ()
 
 
 def submit(
@@ -167,6 +170,8 @@ def submit(
             known |= {parcel.id: parcel.fingerprint for parcel in parcels}
             new += parcels
             forgotten += intake.forget
+            if intake.warned:
+                note_warned(db, intake.warned, now=intake.now)
     if new:
         _insert(db, new, overdue=intakes[0].overdue)
     if forgotten:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         Accepted,
         Backlog,
         Counts,
+        Delayed,
         Owner,
         Recovered,
         Settlement,
@@ -105,7 +106,11 @@ class SqliteStore(Store):
     # -- going in ---------------------------------------------------------------------------
 
     async def submit(
-        self, submissions: Sequence[Submission], *, forget: Sequence[int] = ()
+        self,
+        submissions: Sequence[Submission],
+        *,
+        forget: Sequence[int] = (),
+        warned: Sequence[int] = (),
     ) -> tuple[Accepted, ...]:
         """Take messages, all or none; large contents are written before, in pieces."""
         parcels: list[Parcel] = []
@@ -113,7 +118,9 @@ class SqliteStore(Store):
         try:
             for each in submissions:
                 parcels.append(await self._pack(each))  # noqa: PERF401 - what came is to be dropped
-            intake = Intake(tuple(parcels), tuple(forget), now, self._overdue, self._reserve)
+            intake = Intake(
+                tuple(parcels), tuple(forget), now, self._overdue, self._reserve, tuple(warned)
+            )
             accepted = await self._committer.do(_SUBMIT, intake)
         except BaseException:
             await self._drop_uploads(parcels)
@@ -293,10 +300,31 @@ class SqliteStore(Store):
             partial(sql_entries.read_stored, after=after, limit=limit, read=self._read_pieces)
         )
 
-    async def ended(self, *, limit: int = 100) -> tuple[StoredMessage, ...]:
+    async def ended(self, *, after: int = 0, limit: int = 100) -> tuple[StoredMessage, ...]:
         """Return messages with recipients that ended."""
         return await self._read(
-            partial(sql_entries.read_ended, limit=limit, read=self._read_pieces)
+            partial(sql_entries.read_ended, after=after, limit=limit, read=self._read_pieces)
+        )
+
+    async def delayed(
+        self, *, now: float, waits: Sequence[float], after: int = 0, limit: int = 100
+    ) -> Delayed:
+        """Return messages with recipients that wait, and whose sender is to hear of that."""
+        return await self._read(
+            partial(
+                sql_entries.read_delayed,
+                now=ms(now),
+                waits=tuple(map(ms, waits)),
+                after=after,
+                limit=limit,
+                read=self._read_pieces,
+            )
+        )
+
+    async def note_warned(self, recipients: Sequence[int], *, now: float) -> None:
+        """Note that a sender has heard of a delay."""
+        await self._write(
+            partial(sql_settle.note_warned, recipients=tuple(recipients), now=ms(now))
         )
 
     async def forget(self, recipients: Sequence[int]) -> None:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         Action,
         Backlog,
         Counts,
+        Delayed,
         Lease,
         Owner,
         Page,
@@ -65,7 +66,11 @@ class Store(Protocol):
     """
 
     async def submit(
-        self, submissions: Sequence[Submission], *, forget: Sequence[int] = ()
+        self,
+        submissions: Sequence[Submission],
+        *,
+        forget: Sequence[int] = (),
+        warned: Sequence[int] = (),
     ) -> tuple[Accepted, ...]:
         """Take messages, all or none; they are on disk when this returns.
 
@@ -73,6 +78,8 @@ class Store(Protocol):
             submissions: The messages.
             forget: Ended recipients to forget in the same breath: those that these messages report
                 about.
+            warned: Recipients to note in the same breath as in `note_warned`: those of whose delay
+                these messages warn.
 
         Raises:
             DuplicateIdError: An id stands for another message.
@@ -190,8 +197,36 @@ class Store(Protocol):
         """Return whole messages in the order they came, from behind a number on."""
         ...
 
-    async def ended(self, *, limit: int = 100) -> tuple[StoredMessage, ...]:
-        """Return messages with recipients that ended and that somebody is to be told about."""
+    async def ended(self, *, after: int = 0, limit: int = 100) -> tuple[StoredMessage, ...]:
+        """Return messages with recipients that ended and that somebody is to be told about.
+
+        With these recipients only, in the order they came, from behind a number on.
+        """
+        ...
+
+    async def delayed(
+        self, *, now: float, waits: Sequence[float], after: int = 0, limit: int = 100
+    ) -> Delayed:
+        """Return messages with recipients that wait, and whose sender is to hear of that.
+
+        A message is waited for since it was submitted, or since `not_before`.  What is held is not
+        waited for, and what came from the null path by nobody.  Contents that are damaged say so when they are read.
+
+        Args:
+            now: The time.
+            waits: After how many seconds senders are to hear; each time once.
+            after: The number of a recipient: behind it.
+            limit: Recipients at most; there may be few, or none, long before the end.
+        """
+        ...
+
+    async def note_warned(self, recipients: Sequence[int], *, now: float) -> None:
+        """Note that a sender has heard of a delay, or does not want to, until the next wait is over.
+
+        Args:
+            recipients: Those who wait; who is not there any more is left out.
+            now: The time.
+        """
         ...
 
     async def forget(self, recipients: Sequence[int]) -> None:

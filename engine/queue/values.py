@@ -499,12 +499,29 @@ class StoredMessage:
         entries: The same recipients, in the same order.
         is_damaged: Whether its content is not what was written; a large content that is damaged
             says so when it is read.
+        not_before: As submitted.
+        is_at_work: For messages of `ended`: whether a worker is at others of its recipients.
     """
 
     number: int
     message: Message
     entries: tuple[Entry, ...]
     is_damaged: bool = False
+    not_before: float | None = None
+    is_at_work: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delayed:
+    """Some messages that are late, each with its recipients that are.
+
+    Attributes:
+        messages: They; there may be none although more follow.
+        next: What to pass as `after` for what follows; `None` at the end.
+    """
+
+    messages: tuple[StoredMessage, ...]
+    next: int | None
 
 
 #: Every recipient.

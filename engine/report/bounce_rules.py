@@ -174,7 +174,7 @@ def due_reports(
         found[start : start + MAX_RECIPIENTS] for start in range(0, len(found), MAX_RECIPIENTS)
     ]
     return tuple(
-        Report(_name(message, part, warned_since), message, tuple(part), arrived_at, at)
+        Report(_name(message, part, arrived_at, warned_since), message, tuple(part), arrived_at, at)
         for part in parts
     )
 
@@ -232,8 +232,11 @@ def _is_warning_due(progress: Progress, since: float | None) -> bool:
     return since is not None and (progress.warned_at is None or progress.warned_at < since)
 
 
-def _name(message: Message, entries: Sequence[Entry], warned_since: float | None) -> str:
-    facts = [message.id]
+def _name(
+    message: Message, entries: Sequence[Entry], arrived_at: float, warned_since: float | None
+) -> str:
+    # Ids of messages may be used again, once they are forgotten.
+    facts = [message.id, f"{arrived_at:.3f}"]
     for entry in entries:
         moment = warned_since if entry.kind is Kind.DELAYED else None
         facts.append(f"{entry.kind} {moment} {entry.progress.recipient.address}")

@@ -2,7 +2,8 @@
 
 For whoever kept a record and has to tell somebody about it later, as after a crash.  Records may
 have been cut short when they were kept, and may be of another release: what is missing or unknown is
-left out.  Not read back: who was tried before, TLS, timings and transcripts.
+left out.  Not read back: who was tried before, TLS, timings and transcripts; records do not
+say whether a host offered DSN.
 """
 
 from __future__ import annotations

@@ -140,27 +140,29 @@ def read_addresses(host: Host, answers: Sequence[Answer[str]]) -> Host:
     return host.fail(f"{host.name} does not exist in the DNS")
 
 
-def cut_at_ourselves(
-    hosts: Sequence[Host], own_names: frozenset[str], local_addresses: frozenset[str]
-) -> tuple[Host, ...]:
+def is_ourselves(host: Host, own_names: frozenset[str], local_addresses: frozenset[str]) -> bool:
+    """Whether a host is this host.
+
+    Args:
+        host: It, with its addresses.
+        own_names: What this host is called, lower-case.
+        local_addresses: As in `is_local`.
+    """
+    return host.name in own_names or any(
+        is_local(address, local_addresses) for address in host.addresses
+    )
+
+
+def cut_at_ourselves(hosts: Sequence[Host], own: Sequence[Host]) -> tuple[Host, ...]:
     """Drop the hosts that are this host, and all of equal or worse preference.
 
     RFC 5321 §5.1: otherwise two backup MX hosts would send each other the same mail for ever.
 
     Args:
         hosts: The hosts with their addresses.
-        own_names: What this host is called, lower-case.
-        local_addresses: As in `is_local`.
+        own: Those among them that are this host.
     """
-    cut = min(
-        (
-            host.preference
-            for host in hosts
-            if host.name in own_names
-            or any(is_local(address, local_addresses) for address in host.addresses)
-        ),
-        default=None,
-    )
+    cut = min((host.preference for host in own), default=None)
     return tuple(host for host in hosts if cut is None or host.preference < cut)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from engine.routing.families import is_address
@@ -12,10 +13,11 @@ from engine.routing.site import host_text
 from engine.routing.table import parse_host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Sequence
 
 _DNS_PORT: Final = 53
+#: Where Unix keeps the name servers of a host.
+RESOLV_CONF: Final = Path("/etc/resolv.conf")
 #: As many name servers as the C library uses.
 _MAX_SYSTEM_SERVERS: Final = 3
 
@@ -78,6 +80,23 @@ def trust_in(trusted: Iterable[str] | None) -> Callable[[str], bool]:
         return lambda address: ip_address(address).is_loopback
     addresses = frozenset(map(_trusted_address, trusted))
     return lambda address: address in addresses
+
+
+def is_any_trusted(
+    servers: Sequence[str], trusted: Iterable[str] | None, resolv_conf: Path = RESOLV_CONF
+) -> bool:
+    """Whether any name server that would be asked is to be trusted with DNSSEC.
+
+    May read a file: call it in a thread.
+
+    Args:
+        servers: `ADDRESS[:PORT]` each; those of the resolv.conf when none are given.
+        trusted: As for `trust_in`.
+        resolv_conf: Where the name servers of this host are written.
+    """
+    is_trusted = trust_in(trusted)
+    asked = tuple(map(parse_server, servers)) or system_servers(resolv_conf)
+    return any(is_trusted(server.address) for server in asked)
 
 
 def _trusted_address(text: str) -> str:

@@ -1,17 +1,17 @@
 """Find the way to a domain: static routes, address literals, MX (RFC 5321 §5.1).
 
-Called by the engine for each recipient domain.  The rules are in `engine.routing.mx`; here is the
-order in which questions are asked, and the memory of what was found.  Nothing a domain publishes
-raises: what cannot be routed is an `Unroutable`.
+Called by the engine for each recipient domain, and by whoever explains a way.  The rules are in
+`engine.routing.mx`; here is the order in which questions are asked, and the memory of what was
+found.  Nothing a domain publishes raises: what cannot be routed is an `Unroutable`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import trio
 
@@ -25,6 +25,7 @@ from engine.routing.mx import (
     aliases_of,
     build_route,
     cut_at_ourselves,
+    is_ourselves,
     read_addresses,
     read_mx,
 )
@@ -39,8 +40,8 @@ from engine.routing.unroutable import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from engine.routing.resolver import Answer, Family, Resolver
-    from engine.routing.table import HostPort
+    from engine.routing.resolver import Answer, Family, MxRecord, Resolver
+    from engine.routing.table import HostPort, StaticRoute
 
 #: Seconds a finding is kept at least, so that a TTL of 0 does not mean a lookup a message.
 _MIN_SECONDS: Final = 1.0
@@ -52,8 +53,32 @@ LOOPBACK: Final = frozenset({"127.0.0.1", "::1"})
 
 _Key: TypeAlias = tuple[str, AddressFamily]
 _Verdict: TypeAlias = Route | Unroutable
-#: A finding and the seconds it holds.
-_Finding: TypeAlias = tuple[_Verdict, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a search for the way to a domain came to, and what was seen on the way.
+
+    Attributes:
+        kind: Where the hosts come from: a static route, an address literal, MX records, or the
+            lack of those (`implicit`).
+        verdict: What follows.
+        seconds: How long it holds.
+        rule: The static route.
+        answer: What the DNS said of the MX records, where it was asked.
+        hosts: The hosts that are named, with their addresses.
+        own: Those that are this host, where that counts.
+        kept: Those that remain when ourselves and all behind are cut off.
+    """
+
+    kind: Literal["static", "literal", "mx", "implicit"]
+    verdict: Route | Unroutable
+    seconds: float
+    rule: StaticRoute | None = None
+    answer: Answer[MxRecord] | None = None
+    hosts: tuple[Host, ...] = ()
+    own: tuple[Host, ...] = ()
+    kept: tuple[Host, ...] = ()
 
 
 class Router:
@@ -137,38 +162,46 @@ class Router:
         verdict = await self._searches.share(key, partial(self._search, *key))
         return replace(verdict, seconds=self._clock() - started)
 
-    async def _search(self, domain: str, policy: AddressFamily) -> _Verdict:
-        allowed = families(policy)
-        static = self._table.hosts_for(domain)
-        if static is not None:
-            verdict, seconds = await self._by_table(domain, static, allowed)
-        elif domain.startswith("["):
-            verdict, seconds = _by_literal(domain, allowed), math.inf
-        else:
-            verdict, seconds = await self._by_mx(domain, allowed)
-        self._findings.put((domain, policy), verdict, max(seconds, _MIN_SECONDS))
-        return verdict
+    async def survey(self, domain: str, address_family: AddressFamily | None = None) -> Survey:
+        """Find the way to a domain as `route` does, and return what was seen on it.
 
-    async def _by_table(
-        self, domain: str, static: Sequence[HostPort], allowed: Sequence[Family]
-    ) -> _Finding:
+        Nothing is remembered, and nothing that was remembered counts.  Args are those of `route`.
+
+        Raises:
+            ValueError: There is no such address family policy.
+        """
+        allowed = families(address_family or self._family)
+        rule = self._table.rule_for(domain)
+        if rule is not None:
+            return await self._by_table(domain, rule, allowed)
+        if domain.startswith("["):
+            return _by_literal(domain, allowed)
+        return await self._by_mx(domain, allowed)
+
+    async def _search(self, domain: str, policy: AddressFamily) -> _Verdict:
+        found = await self.survey(domain, policy)
+        self._findings.put((domain, policy), found.verdict, max(found.seconds, _MIN_SECONDS))
+        return found.verdict
+
+    async def _by_table(self, domain: str, rule: StaticRoute, allowed: Sequence[Family]) -> Survey:
         hosts, seconds = await self._look_up(
-            [_static_host(host, position, allowed) for position, host in enumerate(static)],
+            [_static_host(host, position, allowed) for position, host in enumerate(rule.hosts)],
             allowed,
         )
         route = build_route(hosts, is_static=True, is_secure=True)
-        if route.candidates:
-            return route, seconds
-        return no_usable_static_host(domain, route.failures), seconds
+        verdict = route if route.candidates else no_usable_static_host(domain, route.failures)
+        return Survey("static", verdict, seconds, rule, None, hosts, (), hosts)
 
-    async def _by_mx(self, domain: str, allowed: Sequence[Family]) -> _Finding:
+    async def _by_mx(self, domain: str, allowed: Sequence[Family]) -> Survey:
         answer = await self._resolver.mx(domain)
         named = read_mx(domain, answer)
         if isinstance(named, Unroutable):
-            return named, answer.ttl
+            return Survey("mx", named, answer.ttl, None, answer)
         hosts, seconds = await self._look_up(named, allowed)
-        kept = cut_at_ourselves(hosts, self._own_names, self._local_addresses)
-        seconds = min(seconds, answer.ttl)
+        own = tuple(
+            host for host in hosts if is_ourselves(host, self._own_names, self._local_addresses)
+        )
+        kept = cut_at_ourselves(hosts, own)
         is_implicit = answer.status == "no-data"
         route = build_route(
             kept,
@@ -176,12 +209,15 @@ class Router:
             is_secure=is_implicit or answer.authentic,
             aliases=aliases_of(domain, answer),
         )
-        if route.candidates:
-            return route, seconds
-        was_cut = len(kept) < len(hosts)
-        return no_usable_host(
-            domain, route.failures, was_cut=was_cut, is_implicit=is_implicit
-        ), seconds
+        verdict: _Verdict = route
+        if not route.candidates:
+            was_cut = len(kept) < len(hosts)
+            verdict = no_usable_host(
+                domain, route.failures, was_cut=was_cut, is_implicit=is_implicit
+            )
+        kind: Literal["mx", "implicit"] = "implicit" if is_implicit else "mx"
+        seconds = min(seconds, answer.ttl)
+        return Survey(kind, verdict, seconds, None, answer, hosts, own, kept)
 
     async def _look_up(
         self, hosts: Sequence[Host], allowed: Sequence[Family]
@@ -218,12 +254,17 @@ def _static_host(written: HostPort, position: int, allowed: Sequence[Family]) ->
     return replace(host, addresses=(written.host,))
 
 
-def _by_literal(domain: str, allowed: Sequence[Family]) -> _Verdict:
+def _by_literal(domain: str, allowed: Sequence[Family]) -> Survey:
     # RFC 5321 §4.1.3: the address between the brackets, IPv6 behind its tag.
     text = domain[1:].removesuffix("]")
     address = text[5:] if text[:5].lower() == "ipv6:" else text
+    verdict: _Verdict
     if not is_address(address):
-        return no_such_domain(f"{domain} is no address literal of IPv4 or IPv6")
-    if family_of(address) not in allowed:
-        return ruled_out(f"address_family rules out {domain}")
-    return build_route([Host(address, addresses=(address,))], is_secure=True)
+        verdict = no_such_domain(f"{domain} is no address literal of IPv4 or IPv6")
+    elif family_of(address) not in allowed:
+        verdict = ruled_out(f"address_family rules out {domain}")
+    else:
+        hosts = (Host(address, addresses=(address,)),)
+        route = build_route(hosts, is_secure=True)
+        return Survey("literal", route, math.inf, hosts=hosts, kept=hosts)
+    return Survey("literal", verdict, math.inf)

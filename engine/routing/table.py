@@ -172,13 +172,10 @@ class RouteTable:
             _read_rule(number, match, hosts) for number, (match, hosts) in enumerate(rules, 1)
         )
 
-    def hosts_for(self, domain: str) -> tuple[HostPort, ...] | None:
-        """Return the hosts of the first rule for a domain; `None` means by MX."""
+    def rule_for(self, domain: str) -> StaticRoute | None:
+        """Return the first rule for a domain; `None` means by MX."""
         domain = domain.lower()
-        for rule in self.rules:
-            if rule.covers(domain):
-                return rule.hosts
-        return None
+        return next((rule for rule in self.rules if rule.covers(domain)), None)
 
 
 def _read_rule(number: int, match: str, hosts: Sequence[str]) -> StaticRoute:

@@ -93,7 +93,7 @@ class Command(NamedTuple):
         shown: How it is named in errors, logs and transcripts where `octets` may not be shown
             (credentials) or would say too much (content); `None` shows the line itself.
         is_last: `False` for a piece of content that more pieces follow.
-        answers: How a content is answered; on its last piece.
+        answers: How a content is answered; on each of its pieces, for it may be refused early.
         head: How many of the octets are command line, where content follows in the same piece.
     """
 
@@ -155,10 +155,10 @@ def bdat(octets: bytes, is_last: bool, answers: Answers = Answers.ONCE) -> Comma
     return Command(Kind.BDAT_LAST, head + octets, "end of data", True, answers, len(head))
 
 
-def bdat_head(size: int) -> Command:
+def bdat_head(size: int, answers: Answers = Answers.ONCE) -> Command:
     """Make BDAT LAST for a chunk of so many octets that `bdat_piece` sends."""
     line = b"BDAT %d LAST\r\n" % size
-    return Command(Kind.BDAT_LAST, line, "end of data", is_last=False, head=len(line))
+    return Command(Kind.BDAT_LAST, line, "end of data", False, answers, len(line))
 
 
 def bdat_piece(octets: bytes, answers: Answers = Answers.ONCE, *, is_last: bool) -> Command:

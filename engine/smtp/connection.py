@@ -51,7 +51,8 @@ class Run(NamedTuple):
         replies: The answers, as many.
         is_smooth: Whether every command has the reply that it was sent for: a positive one, and to
             DATA that it go on.
-        is_early: Whether the last reply came before its content was written to its end.
+        is_early: Whether the last reply, and those before it to the same content, came before that
+            was written to its end.
     """
 
     commands: Sequence[Command]
@@ -61,10 +62,14 @@ class Run(NamedTuple):
 
     def answers(self) -> list[Answered]:
         """Return them one by one."""
-        found = list(map(Answered, self.commands, self.replies))
-        if self.is_early:
-            found[-1] = found[-1]._replace(is_early=True)
-        return found
+        return [
+            Answered(command, reply, self.answers_early(command))
+            for command, reply in zip(self.commands, self.replies, strict=True)
+        ]
+
+    def answers_early(self, command: Command) -> bool:
+        """Whether a command is a content that was answered before it was written to its end."""
+        return self.is_early and command is self.commands[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,11 @@ class ClientConnection:
     def is_content_open(self) -> bool:
         """Whether content was begun and its last piece has not been sent."""
         return self._content_open
+
+    @property
+    def is_content_due(self) -> bool:
+        """Whether the peer waits for a content that was not begun."""
+        return self._machine.confirmed is State.CONTENT
 
     @property
     def has_said_quit(self) -> bool:
@@ -276,7 +286,7 @@ class ClientConnection:
             self.is_spoiled = True
             self._machine.closed()
         elif self.counts_recipients and self._has_more(command, reply):
-            return Answered(command, reply)
+            return Answered(command, reply, is_early)
         elif self._machine.confirmed is not State.CLOSED:
             self._machine.heard(command.kind, reply.severity, is_last=len(unanswered) == 1)
         unanswered.popleft()

@@ -10,10 +10,13 @@ from __future__ import annotations
 import re
 from collections import deque
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from engine.smtp.errors import RemoteProtocolError
 from engine.smtp.status import EnhancedStatusCode, read_enhanced
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: RFC 5321 §4.5.3.1.5 allows 512 octets with CRLF; deployed servers exceed it.
 MAX_LINE_OCTETS: Final = 8 * 1024
@@ -22,6 +25,8 @@ MAX_REPLY_OCTETS: Final = 64 * 1024
 #: How many one-line replies a parser remembers, each up to so many octets.
 _KNOWN_LINES: Final = 64
 _KNOWN_OCTETS: Final = 80
+#: So many octets of a secret's beginning are as telling as all of it: servers cut what they repeat.
+_TELLING: Final = 8
 
 _DIGITS: Final = frozenset(b"0123456789")
 _ONE_LINE: Final = re.compile(rb"([2-5][0-9][0-9])(?: ([^\r\n]*))?")
@@ -64,6 +69,16 @@ class Reply:
         text = show(lines[0]) if len(lines) == 1 else r"\n".join(map(show, lines))
         return f"{self.code} {text}".rstrip()
 
+    def without(self, secrets: Sequence[bytes]) -> Reply:
+        """Return the reply with stars where it repeats secrets (`conceal`).
+
+        Some servers say a command that they refuse back to who sent it.
+        """
+        lines = self.lines
+        for secret in secrets:
+            lines = tuple(conceal(line, secret) for line in lines)
+        return self if lines == self.lines else Reply(self.code, lines)
+
     def encode(self) -> bytes:
         """Return the reply as a server would send it."""
         code, last = b"%d" % self.code, len(self.lines) - 1
@@ -71,6 +86,23 @@ class Reply:
             code + (b" " if index == last else b"-") + line + b"\r\n"
             for index, line in enumerate(self.lines)
         )
+
+
+def conceal(octets: bytes, secret: bytes) -> bytes:
+    """Return octets of a peer with `****` where they have a secret, or its first 8 octets or more.
+
+    The case of letters does not count.
+    """
+    wanted, found, start = secret.lower(), octets.lower(), 0
+    head, pieces = wanted[:_TELLING], []
+    while head and (at := found.find(head, start)) >= 0:
+        pieces += [octets[start:at], b"****"]
+        start = at + len(head)
+        while (
+            start < len(found) and found[start : start + 1] == wanted[start - at : start - at + 1]
+        ):
+            start += 1
+    return b"".join((*pieces, octets[start:]))
 
 
 def show(octets: bytes) -> str:

@@ -7,10 +7,16 @@ needs, so that `--help` is there at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import click
 
 from engine.worker.cli_queue import config, queue, status
+from engine.worker.cli_run import run
 from engine.worker.cli_submit import sendmail, submit
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _EXITS = """\b
 Exit status:
@@ -64,6 +70,42 @@ _VERIFY_EXITS = """\b
 Exit status: as of send; 0 when all would be taken."""
 
 
+_EXPLAIN = """\
+Say what would happen to mail for each ADDRESS, and why. Nothing is sent.
+
+An ADDRESS is a mailbox or a domain alone. Shown is where its mail would go (MX records or the static
+route, hosts, addresses, the order they would be tried in), which settings hold, and what TLS each
+host must show and who demands that (TLSA records, MTA-STS policy, settings). For that name servers
+are asked, and servers of MTA-STS policies.
+
+With --probe each address that would be tried is looked at as well: connect, EHLO, STARTTLS, QUIT. No
+mail is begun and no password is used. It shows the certificate, what each policy makes of it, what
+the host offers, and how long it all takes; nothing is waited for longer than 30 seconds.
+
+\b
+Examples:
+  delivery-engine explain you@example.net
+  delivery-engine explain --probe --config engine.toml example.net
+  delivery-engine explain --host smarthost.example:587 --probe --json \\
+      you@example.net
+
+With --json there is one object a line for each ADDRESS, in their order."""
+
+_EXPLAIN_EXITS = """\b
+Exit status:
+  0    mail would be tried for all of them
+  64   bad usage
+  65   a malformed ADDRESS; the others are explained
+  66   the configuration cannot be read
+  69   some mail could never be delivered as things are: no such domain,
+       a null MX, or policies that rule out every host
+  75   some mail would have to wait: trouble with name servers, or with
+       --probe no host that would take it
+  78   bad configuration
+  130  interrupted
+Where several apply: 65, then 69, 75."""
+
+
 class HostType(click.ParamType[str]):
     """`HOST[:PORT]` or `unix:/PATH`."""
 
@@ -104,6 +146,41 @@ def cli() -> None:
     """
 
 
+_WHERE_AND_HOW = (
+    click.option(
+        "--host",
+        "hosts",
+        multiple=True,
+        type=HostType(),
+        metavar="HOST[:PORT]",
+        help="Use this host instead of looking up MX records; repeat it for hosts to fall back on, "
+        "in this order. A name, 192.0.2.1, [2001:db8::1]:2525, or unix:/PATH for a Unix socket.",
+    ),
+    click.option("--config", metavar="FILE", help="Configuration, TOML."),
+    click.option(
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="One setting over those of the configuration; repeatable. The value is read as TOML, else "
+        "taken as text.",
+    ),
+    click.option(
+        "--state",
+        metavar="FILE",
+        help="SQLite file that keeps between runs what was learned of hosts and addresses; it may be "
+        "deleted at any time. Without it that is forgotten at the end.",
+    ),
+)
+
+
+def _where_and_how(command: _Command) -> _Command:
+    """Add the options that say where mail goes, and by which settings."""
+    for option in reversed(_WHERE_AND_HOW):
+        command = option(command)
+    return command
+
+
 @cli.command(help=_SEND, epilog=_EXITS)
 @click.option("--sender", metavar="ADDR", help='Reverse-path; "<>" or "" is the null path.')
 @click.option(
@@ -112,30 +189,7 @@ def cli() -> None:
 @click.option(
     "--batch", metavar="FILE", help="JSON Lines, one message a line; - is standard input."
 )
-@click.option(
-    "--host",
-    "hosts",
-    multiple=True,
-    type=HostType(),
-    metavar="HOST[:PORT]",
-    help="Send to this host instead of looking up MX records; repeat it for hosts to fall back on, "
-    "in this order. A name, 192.0.2.1, [2001:db8::1]:2525, or unix:/PATH for a Unix socket.",
-)
-@click.option("--config", metavar="FILE", help="Configuration, TOML.")
-@click.option(
-    "--set",
-    "sets",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="One setting over those of the configuration; repeatable. The value is read as TOML, else "
-    "taken as text.",
-)
-@click.option(
-    "--state",
-    metavar="FILE",
-    help="SQLite file that keeps between runs what was learned of hosts; it may be deleted at any "
-    "time. Without it that is forgotten at the end.",
-)
+@_where_and_how
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a recipient, as each is known."
 )
@@ -193,17 +247,7 @@ def _check_usage(
     default="<>",
     help='Reverse-path to ask with; default "<>", the null path.',
 )
-@click.option(
-    "--host",
-    "hosts",
-    multiple=True,
-    type=HostType(),
-    metavar="HOST[:PORT]",
-    help="Ask this host instead of looking up MX records; repeatable, as for send.",
-)
-@click.option("--config", metavar="FILE", help="Configuration, TOML.")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="As for send.")
-@click.option("--state", metavar="FILE", help="SQLite file that keeps answers between runs.")
+@_where_and_how
 @click.option("--json", "as_json", is_flag=True, help="One JSON object an address.")
 @click.option(
     "--catch-all",
@@ -238,6 +282,28 @@ def verify(
     )
 
 
+@cli.command(help=_EXPLAIN, epilog=_EXPLAIN_EXITS)
+@_where_and_how
+@click.option("--probe", "probes", is_flag=True, help="Connect to the hosts and look at them, too.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object an address.")
+@click.argument("addresses", nargs=-1, required=True, metavar="ADDRESS...")
+def explain(
+    *,
+    hosts: tuple[str, ...],
+    config: str | None,
+    sets: tuple[str, ...],
+    state: str | None,
+    probes: bool,
+    as_json: bool,
+    addresses: tuple[str, ...],
+) -> int:
+    """Run `engine.worker.explain`."""
+    from engine.worker.explain import ExplainOptions
+    from engine.worker.explain import explain as run_explain
+
+    return run_explain(ExplainOptions(addresses, hosts, config, sets, state, as_json, probes))
+
+
 @cli.command()
 @click.option(
     "--messages",
@@ -264,5 +330,5 @@ def demo(messages: int, connections: int) -> int:
     return run_demo(messages, connections)
 
 
-for _command in (submit, sendmail, queue, status, config):
+for _command in (run, submit, sendmail, queue, status, config):
     cli.add_command(_command)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.bench import footprint, handshakes, roundtrips, throughput
+from tests.bench import drain, footprint, handshakes, roundtrips, throughput
 
 
 def main() -> int:
@@ -24,6 +24,9 @@ def main() -> int:
     handshakes.add_arguments(
         commands.add_parser("handshakes", help="TLS handshakes a second, full and resumed")
     )
+    drain.add_arguments(
+        commands.add_parser("drain", help="messages a second out of a durable queue")
+    )
     footprint.add_arguments(
         commands.add_parser("memory", help="peak memory of `send --batch` with many messages")
     )
@@ -36,6 +39,8 @@ def main() -> int:
             return roundtrips.run(arguments)
         case "handshakes":
             return handshakes.run(arguments)
+        case "drain":
+            return drain.run(arguments)
         case "memory":
             return footprint.run_memory(arguments)
         case _:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from tests.bench.sinks import find_tool, running
+from tests.bench.sinks import best_kind, running
 
 MEMORY_GOAL_MB = 150
 STARTUP_GOAL_SECONDS = 0.25
@@ -23,8 +23,7 @@ def add_arguments(parser):
 
 def run_memory(arguments):
     """Send a batch of many lines and print the peak memory of the sending process."""
-    sink = "smtp-sink" if find_tool("smtp-sink") else "shipped"
-    with tempfile.TemporaryDirectory() as folder, running(sink) as port:
+    with tempfile.TemporaryDirectory() as folder, running(best_kind()) as port:
         batch = Path(folder, "batch.jsonl")
         with batch.open("w") as file:
             for number in range(arguments.messages):

@@ -3,8 +3,10 @@
  * usage: sink PORT [plain]
  *
  * It announces PIPELINING, 8BITMIME and CHUNKING ("plain": neither of the two), answers what came in
- * one read with one write, and knows no errors but a line that is too long.
+ * one read with one write, and knows no errors but a line that is too long.  To XCOUNT it says how many
+ * contents it has taken.
  */
+#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -33,6 +35,7 @@ struct session {
 static const char END[] = "\r\n.\r\n";
 static char input[READ], replies[REPLIES];
 static int replies_length;
+static long taken;
 static const char *hello;
 
 static void say(const char *text) {
@@ -41,6 +44,11 @@ static void say(const char *text) {
         memcpy(replies + replies_length, text, length);
         replies_length += length;
     }
+}
+
+static void take_content(void) {
+    taken++;
+    say("250 2.0.0 Ok\r\n");
 }
 
 /* Skip content; return how many octets of it there were. */
@@ -58,7 +66,7 @@ static int skip_content(struct session *s, const char *data, int length) {
             s->matched = data[i] == '\r';
         if (s->matched == 5) {
             s->in_data = 0;
-            say("250 2.0.0 Ok\r\n");
+            take_content();
             return i + 1;
         }
     }
@@ -81,7 +89,11 @@ static int answer(struct session *s) {
     } else if (!strncasecmp(line, "BDAT", 4)) {
         s->chunk = atol(line + 4);
         if (s->chunk == 0)
-            say("250 2.0.0 Ok\r\n");
+            take_content();
+    } else if (!strncasecmp(line, "XCOUNT", 6)) {
+        char text[32];
+        snprintf(text, sizeof text, "250 %ld\r\n", taken);
+        say(text);
     } else if (!strncasecmp(line, "QUIT", 4)) {
         say("221 2.0.0 Bye\r\n");
         return 0;
@@ -98,7 +110,7 @@ static int take(struct session *s, const char *data, int length) {
             used = s->chunk < length ? (int)s->chunk : length;
             s->chunk -= used;
             if (s->chunk == 0)
-                say("250 2.0.0 Ok\r\n");
+                take_content();
         } else if (s->in_data) {
             used = skip_content(s, data, length);
         } else {

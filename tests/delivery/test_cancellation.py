@@ -307,3 +307,27 @@ async def test_other_recipients_of_a_content_that_left_are_deferred(autojump_clo
 
         found = {each.recipient: each.status async for each in engine.outcomes}
     assert found == {A: Status.DELIVERED, B: Status.DEFERRED}
+
+
+async def test_a_cancelled_stream_is_heard_out_and_nothing_more_is_begun(caplog, autojump_clock):
+    """The reply to one content would make room for another message."""
+    flight = "C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{}>\nC: BDAT 72 LAST\nC# 72\n"
+    taken = "S: 250 ok\nS: 250 ok\nS: 250 queued\n"
+    script = greeted("PIPELINING", "CHUNKING") + flight.format(A) + taken
+    script += flight.format(B) + "C: RSET\n" + flight.format("c@x.test")
+    script += f"! sleep 1\n{taken}! sleep 1\nS: 250 flushed\n{taken}! expect-eof"
+    recipients = [A, B, "c@x.test", "d@x.test"]
+    async with scripted(script) as hosts:
+        router = await static_router(["192.0.2.1"], "x.test")
+        options = settings(stream_depth=2, max_connections=1)
+        async with Engine(options, router=router, connector=hosts, grace=3) as engine:
+            for recipient in recipients:
+                await engine.submit(message(recipient, content=CONTENT))
+            await wait_all_tasks_blocked()
+            engine.cancel()
+
+        found = {each.recipient: (each.status, each.cause) async for each in engine.outcomes}
+    delivered = (Status.DELIVERED, Cause.REPLY)
+    cancelled = (Status.DEFERRED, Cause.CANCELLED)
+    assert [found[recipient] for recipient in recipients] == [delivered] * 3 + [cancelled]
+    assert not caplog.records

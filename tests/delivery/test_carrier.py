@@ -9,15 +9,20 @@ from engine.outcome import Status
 from engine.smtp.mime import to_seven_bit
 from tests.delivery.helpers import (
     CONTENT,
+    MX1,
     NEXT,
     StreamedContent,
+    an_engine,
     deliver,
     delivered,
     greeted,
     message,
     opening,
+    outcomes_of,
     places,
     scripted,
+    settings,
+    static_router,
     told,
 )
 
@@ -128,6 +133,18 @@ async def test_a_content_that_is_read_while_it_is_sent_is_one_chunk(autojump_clo
         (outcome,) = await deliver(hosts, message(A, body=StreamedContent(body)))
 
     assert told([outcome]) == delivered(A)
+
+
+async def test_a_chunk_is_not_finished_before_all_of_the_content_was_read(autojump_clock):
+    """A file that changed, say, shows that at its end: the host must not have it by then."""
+    body = b"0123456789\r\n" * 20
+    script = OPEN + f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{A}>\n" + replies("250 ok", "250 ok")
+    script += f"C: BDAT {len(body)} LAST\nC# 200\n! expect-eof"
+    failing = StreamedContent(body, OSError("changed"), piece=100)
+    async with scripted(script) as hosts:
+        (outcome,) = await deliver(hosts, message(A, body=failing))
+
+    assert told([outcome]) == [f"{A} deferred local content io -"]
 
 
 async def test_chunking_can_be_switched_off(autojump_clock):
@@ -352,6 +369,46 @@ async def test_a_refusal_in_a_stream_is_one_messages_own(drip, autojump_clock):
     ]
 
 
+@pytest.mark.parametrize(
+    ("refusal", "d"),
+    [
+        ("450 4.7.1 slow down", "deferred message mail reply 450"),
+        ("550 5.7.1 no", "failed message mail reply 550"),
+        ("503 5.5.1 what", "delivered - final reply 250"),
+    ],
+)
+@pytest.mark.parametrize("octets", [25, 125], ids=["one flight", "chunk later"])
+async def test_who_is_accepted_behind_a_refused_mail_is_delivered(
+    refusal, d, octets, drip, autojump_clock
+):
+    """The server knows no RSET and goes on with the transaction before, whatever it had against
+    the new one.
+    """
+    body = b"x" * (octets - 2) + b"\r\n"
+    named = f"C: RSET\nC: MAIL FROM:<s@me.test>\nC: RCPT TO:<{C}>\nC: RCPT TO:<{D}>\n"
+    content = f"C: BDAT {octets} LAST\nC# {octets}\n"
+    nobody = replies("250 ok", "550 5.1.1 who", "503 5.5.1 nobody", "502 5.5.1 no such command")
+    heard = replies(refusal, "250 ok", "551 5.1.1 who")
+    script = OPEN + chunk(A) + GOOD + chunk(B) + named
+    script += content + nobody + heard if octets == 25 else nobody + heard + content
+    script += replies("250 queued")
+    if refusal.startswith("503"):
+        # That may have been about the protocol: who was not accepted is asked in turn.
+        again = f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{D}>\n"
+        script += again + (content + GOOD if octets == 25 else OK * 2 + content + OK)
+    async with scripted(script, drip=drip) as hosts:
+        mail = message(A), message(B), message(C, D, content=body)
+        options = {**TOGETHER["options"], "one_flight_octets": 100}
+        outcomes = await deliver(hosts, *mail, together=True, options=options)
+
+    assert told(outcomes) == [
+        f"{A} delivered - final reply 250",
+        f"{B} failed recipient rcpt reply 550",
+        f"{C} delivered - final reply 250",
+        f"{D} {d}",
+    ]
+
+
 @pytest.mark.parametrize("sender", ["s@me.test", "t@me.test"])
 async def test_behind_one_that_nobody_may_be_accepted_of_goes_a_reset_first(
     sender, drip, autojump_clock
@@ -491,6 +548,61 @@ async def test_what_has_not_left_of_a_lost_stream_is_deferred(autojump_clock):
     assert by_recipient[C].status is Status.DEFERRED
 
 
+GROUPS = {
+    "together": True,
+    "options": {
+        "stream_depth": 2,
+        "max_connections": 1,
+        "max_recipients_per_transaction": 1,
+        "one_flight_octets": 5000,
+    },
+}
+
+
+async def test_a_message_whose_transactions_all_found_the_connection_dead_is_sent_again(
+    caplog, autojump_clock
+):
+    body = b"x" * 998 + b"\r\n"
+    script = OPEN + chunk(A) + GOOD + "C: MAIL FROM:<s@me.test>\n! close\n" + NEXT + OPEN
+    script += chunk(B, content=body) + GOOD
+    script += chunk(C, content=body) + behind(D, content=body) + GOOD + FLUSHED + GOOD
+    async with scripted(script, capacity=700) as hosts:
+        outcomes = await deliver(hosts, message(A), message(B, C, D, content=body), **GROUPS)
+
+    assert told(outcomes) == delivered(A, B, C, D)
+    assert all(outcome.attempts == () for outcome in outcomes)
+    assert not caplog.records
+
+
+async def test_a_refused_recipient_is_not_held_against_those_who_were_not_asked(autojump_clock):
+    script = OPEN + chunk(A) + replies("250 ok", "450 4.2.0 busy") + "! close\n"
+    script += NEXT + OPEN + chunk(B) + GOOD
+    async with scripted(script) as hosts:
+        outcomes = await deliver(
+            hosts, message(A, B), options={"max_recipients_per_transaction": 1}
+        )
+
+    assert told(outcomes) == [f"{A} deferred recipient rcpt reply 450", *delivered(B)]
+
+
+async def test_a_host_is_not_asked_again_about_nobody(autojump_clock):
+    """One transaction was heard of, one was not, and one had not begun when the connection ended."""
+    body = b"x" * 998 + b"\r\n"
+    script = OPEN + chunk(A) + GOOD
+    script += f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{B}>\nC: BDAT 1000 LAST\nC# 500\n"
+    script += "S: 250 ok\n! close"
+    async with scripted(script, capacity=700) as hosts:
+        outcomes = await deliver(hosts, message(A), message(B, C, D, content=body), **GROUPS)
+
+    assert told(outcomes) == [
+        *delivered(A),
+        f"{B} deferred host rcpt closed -",
+        f"{C} deferred host rcpt closed -",
+        f"{D} deferred host rcpt closed -",
+    ]
+    assert hosts.made == ["192.0.2.1"]
+
+
 async def test_421_in_a_stream_defers_what_is_undecided(drip, autojump_clock):
     script = OPEN + chunk(A) + GOOD + chunk(B) + behind(C) + behind(D)
     script += GOOD + FLUSHED + "S: 421 4.3.2 going down\n"
@@ -502,6 +614,72 @@ async def test_421_in_a_stream_defers_what_is_undecided(drip, autojump_clock):
         f"{B} delivered - final reply 250",
         f"{C} deferred host mail reply 421",
         f"{D} deferred host mail reply 421",
+    ]
+
+
+async def test_octets_of_contents_in_flight_are_counted_once(autojump_clock):
+    script = OPEN + chunk(A) + GOOD + chunk(B) + behind(C) + behind(D)
+    script += GOOD + FLUSHED + GOOD + FLUSHED + "! close"
+    options = {"stream_depth": 3, "max_connections": 1}
+    async with scripted(script) as hosts:
+        router = await static_router([MX1], "x.test")
+        async with an_engine(hosts, router=router, settings=settings(**options)) as engine:
+            for to in (A, B, C, D):
+                await engine.submit(message(to))
+        outcomes = await outcomes_of(engine)
+
+    assert engine.statistics().octets == 4 * len(CONTENT)
+    (unknown,) = [outcome for outcome in outcomes if outcome.status is Status.UNKNOWN]
+    assert f"in response to pipelined end of data ({len(CONTENT)} octets written)" in unknown.text
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        pytest.param(["421 4.3.2 going down"] * 6, id="421 to everything"),
+        pytest.param(["503 5.5.1 what"] * 6, id="refusals"),
+        pytest.param(
+            ["250 ok", "250 queued", "250 flushed", "250 a", "250 b", "250 c"],
+            id="as if it were nothing",
+        ),
+    ],
+)
+async def test_what_stands_behind_a_421_does_not_count(rest, drip, autojump_clock):
+    """Least of all for another message than the one it answers."""
+    script = OPEN + chunk(A) + GOOD + chunk(B) + behind(C)
+    script += replies("421 4.3.2 going down", *rest) + "! close"
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(hosts, *map(message, (A, B, C)), **TOGETHER)
+
+    assert told(outcomes) == [
+        f"{A} delivered - final reply 250",
+        f"{B} deferred host mail reply 421",
+        f"{C} deferred host mail reply 421",
+    ]
+
+
+async def test_421_to_everything_costs_nobody_else_the_connection(caplog, autojump_clock):
+    script = OPEN + chunk(A) + replies(*["421 4.3.2 going down"] * 3) + "! close\n"
+    script += NEXT + OPEN + chunk(B) + GOOD
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, *map(message, (A, B)), **TOGETHER)
+
+    assert told(outcomes) == [
+        f"{A} deferred host mail reply 421",
+        f"{B} delivered - final reply 250",
+    ]
+    assert not caplog.records
+
+
+async def test_421_to_a_reset_in_a_stream_is_meant_for_all(drip, autojump_clock):
+    script = OPEN + chunk(A) + GOOD + chunk(B) + behind(C)
+    script += GOOD + replies(*["421 4.3.2 going down"] * 4) + "! close"
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(hosts, *map(message, (A, B, C)), **TOGETHER)
+
+    assert told(outcomes) == [
+        *delivered(A, B),
+        f"{C} deferred host mail reply 421",
     ]
 
 
@@ -553,6 +731,26 @@ async def test_lmtp_that_breaks_off_leaves_in_doubt_who_had_no_reply(drip, autoj
         f"{A} failed recipient final reply 550",
         f"{B} delivered - final reply 250",
         f"{C} unknown message final closed -",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verb", "reply"), [("DATA", "354 go on"), ("BDAT 1200 LAST", "")], ids=["dots", "chunk"]
+)
+async def test_lmtp_may_refuse_a_content_to_each_before_its_end(verb, reply, drip, autojump_clock):
+    body = StreamedContent(b"0123456789\r\n" * 100, piece=100)
+    script = LMTP.replace("250 PIPELINING", "250 CHUNKING")
+    for command in ("MAIL FROM:<s@me.test>", f"RCPT TO:<{A}>", f"RCPT TO:<{B}>"):
+        script += f"C: {command}\nS: 250 ok\n"
+    script += f"C: {verb}\n" + (f"S: {reply}\n" if reply else "")
+    script += "C# 500\n" + replies("552 5.3.4 large", "552 5.3.4 large") + "! stall"
+    options = {"protocol": "lmtp", "chunking": not reply}
+    async with scripted(script, drip=drip, capacity=300) as hosts:
+        outcomes = await deliver(hosts, message(A, B, body=body), options=options)
+
+    assert told(outcomes) == [
+        f"{A} failed recipient content reply 552",
+        f"{B} failed recipient content reply 552",
     ]
 
 
@@ -638,6 +836,39 @@ async def test_prdr_that_breaks_off_keeps_refusals_and_leaves_the_rest_in_doubt(
     ]
 
 
+@pytest.mark.parametrize("finals", [(), ("250 a",)], ids=["for one", "for all"])
+async def test_prdr_that_ends_with_a_421_keeps_refusals(finals, drip, autojump_clock):
+    script = prdr("353 each", "550 5.7.1 a", *finals, "421 4.3.2 going")
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(hosts, message(A, B))
+
+    assert told(outcomes) == [
+        f"{A} failed recipient final reply 550",
+        f"{B} deferred host final reply 421",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("final", "reset"),
+    [("250 thanks for nothing", ""), ("554 5.5.1 nobody", "C: RSET\nS: 250 flushed\n")],
+)
+async def test_prdr_for_nobody_is_heard_to_its_end(final, reset, caplog, drip, autojump_clock):
+    content = f"C: BDAT {len(CONTENT)} LAST\nC# {len(CONTENT)}\n"
+    script = greeted("PIPELINING", "CHUNKING", "PRDR") + "C: MAIL FROM:<s@me.test> PRDR\n"
+    script += f"C: RCPT TO:<{A}>\nC: RCPT TO:<{B}>\n{content}"
+    script += replies("250 ok", "550 5.1.1 who", "550 5.1.1 who", "353 to each", final)
+    script += reset + chunk(C) + GOOD
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(hosts, message(A, B), message(C), **TOGETHER)
+
+    assert told(outcomes) == [
+        f"{A} failed recipient rcpt reply 550",
+        f"{B} failed recipient rcpt reply 550",
+        f"{C} delivered - final reply 250",
+    ]
+    assert not caplog.records
+
+
 async def test_prdr_is_not_asked_for_one_recipient(autojump_clock):
     script = PRDR + f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{A}>\nC: DATA\n"
     script += replies("250 ok", "250 ok", "354 go on") + "C= c\nS: 250 queued\n"
@@ -681,6 +912,20 @@ async def test_rcptdomainmax_keeps_domains_apart(autojump_clock):
         outcomes = await deliver(hosts, message(A, "c@y.test", B))
 
     assert told(outcomes) == delivered(A, B, "c@y.test")
+
+
+async def test_rcptdomainmax_counts_the_domains_of_a_session(autojump_clock):
+    """RFC 9422 §4.3; a domain that was named before may come again."""
+    hello = greeted("PIPELINING", "LIMITS RCPTDOMAINMAX=2")
+    script = hello + plain(A) + plain("b@y.test") + plain(B) + "C: QUIT\nS: 221 bye\n"
+    script += NEXT + hello + plain("c@z.test")
+    async with scripted(script) as hosts:
+        outcomes = await deliver(
+            hosts, message(A), message("b@y.test"), message(B), message("c@z.test")
+        )
+
+    assert told(outcomes) == delivered(A, B, "b@y.test", "c@z.test")
+    assert all(outcome.attempts == () for outcome in outcomes)
 
 
 async def test_domains_are_kept_apart_where_that_is_set(autojump_clock):

@@ -147,6 +147,20 @@ async def test_without_a_name_the_hello_has_the_address_that_the_host_will_see(a
         )
 
 
+@pytest.mark.parametrize(
+    ("replies", "stage"),
+    [("", "greeting"), ("S: 220 mx.test\n", "hello")],
+    ids=["greeting", "hello"],
+)
+async def test_behind_a_421_nothing_is_taken(replies, stage, drip, autojump_clock):
+    """It ends the session (RFC 5321 §3.8); the whole message has left, and is not in doubt."""
+    script = in_one_flight() + replies + "S: 421 4.3.2 going down\n! close\n"
+    async with scripted(script, drip=drip) as hosts:
+        (outcome,) = await deliver(hosts, message(A), options=OPTIONS, hints=knowing(*CHUNKING))
+
+    assert told([outcome]) == [f"{A} deferred host {stage} reply 421"]
+
+
 # ---- refusals ------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,10 @@ from __future__ import annotations
 import pytest
 import trio
 
+from engine.delivery.host_session import may_go_in_clear, own_name
+from engine.net.tls_errors import TlsFailed
+from engine.outcome import Cause, Peer
+from engine.security import TlsDemand, TlsLevel
 from tests.delivery.helpers import (
     MX1,
     MX2,
@@ -15,6 +19,7 @@ from tests.delivery.helpers import (
     opening,
     places,
     scripted,
+    settings,
     told,
     transaction,
 )
@@ -354,3 +359,51 @@ async def test_the_first_message_bears_the_set_up_in_its_timings(autojump_clock)
 
     assert (first.timings.hello, first.timings.transaction, first.timings.total) == (3, 4, 7)
     assert (second.timings.hello, second.timings.transaction, second.timings.total) == (0, 0, 0)
+
+
+# ---- names, and TLS that fails --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "expected"),
+    [
+        ("me.test", "192.0.2.1", "me.test"),
+        (None, "192.0.2.1", "[192.0.2.1]"),
+        (None, "2001:db8::1", "[IPv6:2001:db8::1]"),
+        (None, None, "localhost"),
+    ],
+)
+def test_what_we_call_ourselves_is_a_name_or_an_address(name, address, expected):
+    """RFC 5321 §4.1.4."""
+    assert own_name(name, address) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "demand", "may_help", "expected"),
+    [
+        ({}, TlsDemand(), True, True),
+        ({}, TlsDemand(), False, False),
+        ({"tls_fallback_to_clear": False}, TlsDemand(), True, False),
+        ({"protocol": "smtps"}, TlsDemand(), True, False),
+        ({}, TlsDemand(TlsLevel.REQUIRE, "required"), True, False),
+        ({}, TlsDemand(TlsLevel.VERIFY, "dane"), True, False),
+    ],
+)
+def test_mail_goes_in_clear_only_where_nobody_demands_otherwise(
+    changes, demand, may_help, expected
+):
+    failure = TlsFailed(Peer("mx.test"), Cause.TLS, "no", clear_may_help=may_help)
+    assert may_go_in_clear(failure, demand, settings(**changes)) is expected
+
+
+# ---- what is in force -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offer", [(), ("DSN",)])
+async def test_outcomes_know_whether_the_host_reports_on_success(offer, autojump_clock):
+    dialogue = opening(True, *offer) + transaction((A, "250 ok"), pipelined=True)
+    async with scripted(dialogue) as hosts:
+        (outcome,) = await deliver(hosts, message(A))
+
+    assert outcome.features.dsn is bool(offer)
+    assert "dsn" not in outcome.as_dict()["features"]

@@ -367,3 +367,53 @@ async def test_a_hello_refused_with_auth_behind_it_is_asked_again_in_turn(autoju
 
     assert told([outcome]) == delivered(A)
     assert outcome.attempts == ()
+
+
+# ---- servers that say back what they refuse ------------------------------------------------------
+
+
+@pytest.mark.parametrize("transcripts", [True, False])
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        pytest.param(f"S: 535 5.7.8 not you: AUTH PLAIN {PLAIN}\n", id="refused"),
+        pytest.param(f"S: 454 4.7.0 later: AUTH PLAIN {PLAIN[:12]}...\n", id="cut short"),
+        pytest.param("S: 535 5.7.8 your password s3cret is wrong\n", id="in clear"),
+        pytest.param(f"S: AUTH PLAIN {PLAIN}\n", id="no reply"),
+        pytest.param(f"S: 235-AUTH PLAIN {PLAIN}\nS: 535 x\n", id="a reply at odds with itself"),
+    ],
+)
+async def test_what_a_server_says_back_is_concealed(refusal, transcripts, autojump_clock):
+    script = greeted("PLAIN") + f"C: AUTH PLAIN {PLAIN}\n" + refusal
+    seen = []
+    async with scripted(script, is_watched=False) as hosts:
+        async with Engine(
+            settings(**REQUIRED),
+            router=await static_router([MX1], "x.test"),
+            connector=hosts,
+            transcripts=transcripts,
+        ) as engine:
+            engine.events.watch(lambda event: seen.append(repr(event)))
+            await engine.submit(message(A))
+            outcome = await engine.outcomes.receive()
+
+    told_of = repr(outcome) + str(outcome.as_dict()) + outcome.text + "".join(seen)
+    assert outcome.stage == "auth"
+    assert "****" in told_of
+    assert PLAIN[:8] not in told_of
+    assert "s3cret" not in told_of
+
+
+async def test_a_challenge_that_holds_the_password_by_chance_is_answered_as_it_is(autojump_clock):
+    import hmac
+
+    challenge = b64encode(b"<s3cret@mx.test>").decode()
+    digest = hmac.new(b"PHMzY3Jl", b"<s3cret@mx.test>", "md5").hexdigest()
+    answer = b64encode(f"me {digest}".encode()).decode()
+    assert "PHMzY3Jl" in challenge
+    script = greeted("CRAM-MD5") + f"C: AUTH CRAM-MD5\nS: 334 {challenge}\nC: {answer}\nS: 235 ok\n"
+    async with scripted(script + MAIL + BYE) as hosts:
+        options = {"auth": {"username": "me", "password": "PHMzY3Jl"}}
+        (outcome,) = await deliver(hosts, message(A), options=options)
+
+    assert told([outcome]) == delivered(A)

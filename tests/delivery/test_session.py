@@ -9,7 +9,20 @@ from trio.testing import wait_all_tasks_blocked
 from engine.delivery.session import Session, SessionLost, Timeouts, run_session
 from engine.outcome import Cause
 from engine.report.transcript import Transcript
-from engine.smtp.command import DATA, LONE_DOT, NOOP, QUIT, RSET, Kind, content, hello, mail, rcpt
+from engine.smtp.command import (
+    DATA,
+    LONE_DOT,
+    NOOP,
+    QUIT,
+    RSET,
+    Kind,
+    bdat_head,
+    bdat_piece,
+    content,
+    hello,
+    mail,
+    rcpt,
+)
 from engine.smtp.errors import LocalProtocolError
 from tests.delivery.helpers import link, open_session
 
@@ -233,6 +246,33 @@ async def test_the_reply_to_a_content_has_the_final_deadline(pieces, autojump_cl
             await trio.sleep(100)
         started = trio.current_time()
         await session.send(content(b".\r\n"))
+
+        with trio.fail_after(1000):
+            ending = await lost(session)
+
+        assert trio.current_time() - started == pytest.approx(40)
+    assert ending.cause is Cause.TIMEOUT
+
+
+async def open_chunk(session, server, octets: int) -> None:
+    """Bring a transaction to where the octets of a chunk are due."""
+    await session.send(MAIL, RCPT)
+    await server.say("250 ok", "250 ok")
+    for _ in range(2):
+        await session.reply()
+    await session.send(bdat_head(octets))
+    await server.hear()
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 5])
+async def test_the_reply_to_a_chunk_has_the_final_deadline(pieces, autojump_clock):
+    async with open_session(TIMEOUTS) as (session, _, server):
+        await open_chunk(session, server, 6 * pieces)
+        for _ in range(pieces - 1):
+            await session.send(bdat_piece(b"text\r\n", is_last=False))
+            await trio.sleep(100)
+        started = trio.current_time()
+        await session.send(bdat_piece(b"text\r\n", is_last=True))
 
         with trio.fail_after(1000):
             ending = await lost(session)

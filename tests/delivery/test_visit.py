@@ -100,6 +100,24 @@ async def test_a_server_that_refused_the_last_message_is_not_kept_waiting(
     assert told(outcomes)[1:] == delivered(B)
 
 
+@pytest.mark.parametrize("refusal", ["554 5.7.1 too many of you", "450 4.7.1 too many of you"])
+async def test_a_host_that_took_us_a_moment_ago_refuses_us_for_now(
+    refusal, pipelined, autojump_clock
+):
+    """It has no room for the second recipient, and no second session for us."""
+    dialogue = opening(pipelined)
+    dialogue += transaction((A, "250 ok"), (B, "452 4.5.3 enough"), pipelined=pipelined)
+    dialogue += f"C: QUIT\nS: 221 bye\n{NEXT}S: {refusal}\nC: QUIT\nS: 221 bye\n"
+    async with scripted(dialogue) as hosts:
+        options = {"max_messages_per_connection": 1}
+        outcomes = await deliver(hosts, message(A, B), options=options)
+
+    assert told(outcomes) == [
+        *delivered(A),
+        f"{B} deferred host greeting reply {refusal[:3]}",
+    ]
+
+
 async def test_messages_per_connection_are_limited(pipelined, autojump_clock):
     dialogue = (
         opening(pipelined)

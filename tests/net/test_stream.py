@@ -162,6 +162,62 @@ async def test_a_vain_wake_up_waits_again():
         assert sock.vain == 0
 
 
+class Counting(socket.socket):
+    """A socket that knows how often it was read in vain."""
+
+    vain = 0
+
+    def recv(self, size):
+        try:
+            return super().recv(size)
+        except BlockingIOError:
+            self.vain += 1
+            raise
+
+
+async def test_what_is_there_after_a_turn_is_read_without_watching_the_socket(monkeypatch):
+    async def watch(_sock):
+        raise AssertionError("watched")
+
+    left, right = socket.socketpair()
+    with right, left:
+        stream = SocketStream(left)
+        monkeypatch.setattr(trio.lowlevel, "wait_readable", watch)
+        for _ in range(3):
+            right.sendall(b"x")
+            assert await stream.receive_some() == b"x"
+
+
+async def test_reading_in_vain_is_tried_less_and_less():
+    left, right = socket.socketpair()
+    with right, Counting(fileno=left.detach()) as sock:
+        stream = SocketStream(sock)
+        for number in range(1000):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.receive_some)
+                await trio.testing.wait_all_tasks_blocked()
+                right.sendall(b"x")
+            if number == 10:
+                assert sock.vain == 3
+        assert sock.vain <= 22
+
+
+async def test_a_receiver_that_has_its_turn_after_the_close_learns_of_it(pair):
+    stream, _ = pair
+    refused = []
+
+    async def receive():
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.receive_some()
+        refused.append(1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await trio.lowlevel.checkpoint()
+        stream.close()
+    assert refused == [1]
+
+
 async def test_the_end_of_the_peer_is_no_octets(pair):
     stream, peer = pair
     peer.close()
@@ -287,15 +343,20 @@ async def test_a_receiver_that_woke_up_just_before_the_close_learns_of_it(pair):
 
     original = trio.lowlevel.wait_readable
 
+    async def refused():
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.receive_some()
+
     async def wait_then_close(sock):
         await original(sock)
         stream.close()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trio.lowlevel, "wait_readable", wait_then_close)
-        peer.sendall(b"x")
-        with pytest.raises(trio.ClosedResourceError):
-            await stream.receive_some()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refused)
+            await trio.testing.wait_all_tasks_blocked()
+            peer.sendall(b"x")
 
 
 async def test_a_cancelled_aclose_has_closed(pair):

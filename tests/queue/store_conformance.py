@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import trio
@@ -570,6 +571,32 @@ async def a_report_that_is_refused_forgets_nobody(store):
     assert len(await store.ended()) == 2
 
 
+async def who_ended_is_listed_from_behind_a_number_on(store):
+    await store.submit([mail(id=f"m{number}") for number in range(5)])
+    await store.settle(settlements(await take(store), Result.FAILED, report=True), now=START)
+
+    first = await store.ended(limit=2)
+    rest = await store.ended(after=first[-1].number)
+
+    assert [each.message.id for each in (*first, *rest)] == ["m0", "m1", "m2", "m3", "m4"]
+
+
+async def who_ended_comes_with_whether_a_worker_is_at_others(store):
+    await store.submit([mail("a@one.test", "b@two.test", "c@three.test", id="x"), mail(id="y")])
+    lease = await take(store)
+    failures = settlements(lease, Result.FAILED, report=True)
+
+    async def at_work():
+        return {each.message.id: each.is_at_work for each in await store.ended()}
+
+    await store.settle([failures[0], failures[-1]], now=START)
+    assert await at_work() == {"x": True, "y": False}
+    deferred = settlements(lease, Result.DEFERRED, due=START + 60)
+    await store.settle(deferred, now=START)
+    # Who waits for a later try is not waited for.
+    assert await at_work() == {"x": False, "y": False}
+
+
 async def only_who_has_ended_can_be_forgotten(store):
     await store.submit([mail()])
     (entry,) = await entries_of(store)
@@ -587,6 +614,127 @@ async def who_is_held_by_a_settlement_waits_for_a_person(store):
     assert (lease.messages, lease.next_due) == ((), None)
     (entry,) = await entries_of(store)
     assert (entry.state, entry.reason, entry.next_attempt) == (State.HELD, "unknown", None)
+
+
+# -- delays -------------------------------------------------------------------------------------
+
+
+async def delayed_in(store, now, *waits, **how):
+    """Return who is late: message ids and addresses, and where to go on."""
+    found = await store.delayed(now=now, waits=waits, **how)
+    late = [(each.message.id, entry.recipient) for each in found.messages for entry in each.entries]
+    return late, found.next
+
+
+async def who_waits_for_so_long_is_late(store):
+    await store.submit([mail("a@one.test", "b@two.test", id="x")])
+    await store.submit([mail("c@one.test", id="y", at=START + 50)])
+    await take(store, seats=1)
+
+    assert await delayed_in(store, START + 99.999, 100) == ([], None)
+    # Also who is being tried just then.
+    assert await delayed_in(store, START + 100, 100) == (
+        [("x", "a@one.test"), ("x", "b@two.test")],
+        None,
+    )
+    assert len((await delayed_in(store, START + 150, 100))[0]) == 3
+
+
+async def who_is_late_comes_with_what_a_warning_needs(store):
+    octets = b"Subject: x\r\n\r\n" + b"line\r\n" * 20_000
+    await store.submit([mail(id="x", content=from_octets(octets), deadline=START + 9000)])
+    await store.settle(
+        settlements(
+            await take(store), Result.DEFERRED, due=START + 60, reason="r", last='{"b": 2}'
+        ),
+        now=START,
+    )
+
+    (message,) = (await store.delayed(now=START + 100, waits=[100])).messages
+
+    (entry,) = message.entries
+    assert (entry.state, entry.reason, entry.last) == (State.QUEUED, "r", '{"b": 2}')
+    assert (entry.submitted_at, entry.deadline, entry.attempts) == (START, START + 9000, 1)
+    content = message.message.content
+    assert content.facts.octets == len(octets)
+    assert content.octets or b"".join(await all_of(content.chunks())) == octets
+
+
+async def who_is_done_with_or_held_is_not_late(store):
+    await store.submit([mail(f"{name}@{name}.test") for name in ("done", "failed", "held")])
+    lease = await take(store)
+    done, failed, held = settlements(lease)
+    order = addresses_in(lease)
+    by_name = dict(zip(order, (done, failed, held), strict=True))
+    await store.settle(
+        [
+            by_name["done@done.test"],
+            replace(by_name["failed@failed.test"], result=Result.FAILED, report=True),
+            replace(by_name["held@held.test"], result=Result.HELD),
+        ],
+        now=START,
+    )
+
+    assert await delayed_in(store, START + 1e6, 100) == ([], None)
+    await store.apply(Action.RELEASE, Selection(), now=START)
+    assert len((await delayed_in(store, START + 1e6, 100))[0]) == 1
+
+
+async def nobody_waits_for_what_came_from_the_null_path(store):
+    await store.submit([mail(sender="")])
+
+    assert await delayed_in(store, START + 1e6, 100) == ([], None)
+
+
+async def nobody_waits_before_they_may_be_tried(store):
+    await store.submit([mail(not_before=START + 1000)])
+    await store.submit([mail("b@two.test", not_before=START - 1000)])
+
+    assert (await delayed_in(store, START + 100, 100))[0][0][1] == "b@two.test"
+    assert len((await delayed_in(store, START + 1099, 100))[0]) == 1
+    found = await store.delayed(now=START + 1100, waits=[100])
+    assert [each.not_before for each in found.messages] == [START + 1000, START - 1000]
+
+
+async def who_was_warned_is_late_again_after_the_next_wait(store):
+    await store.submit([mail(), mail("b@two.test")])
+    found = await store.delayed(now=START + 150, waits=[100, 200])
+    (first, _) = [entry.number for each in found.messages for entry in each.entries]
+
+    await store.note_warned([first, 12345], now=START + 150)
+
+    assert len((await delayed_in(store, START + 199, 100, 200))[0]) == 1
+    assert len((await delayed_in(store, START + 200, 100, 200))[0]) == 2
+    assert len((await delayed_in(store, START + 200, 100))[0]) == 1
+    await store.note_warned([first], now=START + 200)
+    assert len((await delayed_in(store, START + 1e6, 100, 200))[0]) == 1
+
+
+async def what_was_warned_of_is_noted_as_the_warning_goes_in(store):
+    await store.submit([mail(id="x"), mail("b@two.test", id="taken")])
+    found = await store.delayed(now=START + 150, waits=[100])
+    numbers = [entry.number for each in found.messages for entry in each.entries]
+
+    with pytest.raises(DuplicateIdError):
+        await store.submit([mail("c@two.test", id="taken", at=START + 150)], warned=numbers)
+    assert len((await delayed_in(store, START + 150, 100))[0]) == 2
+    await store.submit([mail(id="warning", sender="", at=START + 150)], warned=numbers)
+
+    assert await delayed_in(store, START + 160, 100) == ([], None)
+    # Again is no harm.
+    await store.submit([mail(id="warning", sender="", at=START + 150)], warned=numbers)
+    assert await delayed_in(store, START + 160, 100) == ([], None)
+
+
+async def who_is_late_is_listed_in_pages(store):
+    await store.submit([mail(f"{n}@one.test", f"{n}@two.test", id=f"m{n}") for n in range(5)])
+    found, after = [], 0
+    while after is not None:
+        late, after = await delayed_in(store, START + 100, 100, after=after, limit=3)
+        assert len(late) <= 3
+        found += late
+
+    assert found == [(f"m{n}", f"{n}@{d}.test") for n in range(5) for d in ("one", "two")]
 
 
 # -- leases that are lost -----------------------------------------------------------------------

@@ -20,6 +20,7 @@ from engine.queue.errors import (
     StoreUnusableError,
     StoreVersionError,
 )
+from engine.queue.sql_entries import read_stored
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def other_connection(path):
 
 
 def submit_one(db, name="x"):
-    row = [name, "", None, None, 0, 0, "", "", 0, 0, None, 0, 0, 0, 0, "", None, ""]
+    row = [name, "", None, None, 0, 0, "", "", 0, 0, None, 0, 0, 0, 0, "", None, None, ""]
     db.run("insert_messages", rows=module.json.dumps([row]))
 
 
@@ -188,7 +189,7 @@ def test_a_file_whose_log_cannot_be_read_is_not_read_without_it(path, monkeypatc
 
 
 @pytest.fixture
-def second_migration(monkeypatch):
+def next_migration(monkeypatch):
     """Let there be a later schema; assign to `script` what makes it."""
     scripts = [*migrations(), "create table later (x)"]
 
@@ -203,25 +204,50 @@ def second_migration(monkeypatch):
 def test_a_store_of_an_earlier_release_is_brought_up_to_date(path, request):
     with closing(open_database(path)) as db, db.writing():
         submit_one(db)
-    request.getfixturevalue("second_migration")
+    request.getfixturevalue("next_migration")
 
-    with pytest.raises(StoreVersionError, match="to be read only it must be 2"):
+    with pytest.raises(
+        StoreVersionError, match=f"to be read only it must be {len(migrations()) + 1}"
+    ):
         open_database(path, is_read_only=True)
     with closing(open_database(path)) as db:
         assert len(db.rows("known_messages", ids='["x"]')) == 1
-        assert next(db.pragma("user_version")) == 2
+        assert next(db.pragma("user_version")) == len(migrations()) + 1
         assert list(db.pragma("table_info(later)"))
+
+
+def test_mail_of_the_first_schema_comes_through(path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "migrations", lambda: migrations()[:1])
+        make(path)
+    row = ["x", "me@example.org", 0, 0, "", "", 0, 1000, 0, 0, 0, 0, "", ""]
+    with other_connection(path) as connection:
+        connection.execute(
+            "insert into messages (id, reverse_path, require_tls, smtputf8, tenant, job, priority,"
+            " submitted_at, octets, is_8bit, longest_line, has_utf8_header, sha256, fingerprint)"
+            f" values ({', '.join('?' * len(row))})",
+            row,
+        )
+        connection.execute(
+            "insert into recipients (message, address, domain, notify, state, due)"
+            " values (1, 'a@one.test', 'one.test', '', 'held', 1000)"
+        )
+
+    with closing(open_database(path)) as db:
+        (message,) = read_stored(db, 0, 9, None)
+    assert (message.message.id, message.not_before) == ("x", None)
+    assert [entry.recipient for entry in message.entries] == ["a@one.test"]
 
 
 def test_a_migration_that_fails_leaves_the_store_as_it_was(path, request):
     make(path)
-    request.getfixturevalue("second_migration").set("create table later (x); nonsense")
+    request.getfixturevalue("next_migration").set("create table later (x); nonsense")
 
     with pytest.raises(StoreError, match="syntax error"):
         open_database(path)
 
     with other_connection(path) as connection:
-        assert connection.execute("pragma user_version").fetchone() == (1,)
+        assert connection.execute("pragma user_version").fetchone() == (len(migrations()),)
         tables = connection.execute("select name from sqlite_master").fetchall()
         assert ("later",) not in tables
 

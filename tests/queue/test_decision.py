@@ -83,8 +83,8 @@ def test_who_failed_is_given_up_and_whoever_wants_it_is_told():
     assert settled.settlement.result is Result.FAILED
     assert settled.settlement.report
     assert settled.settlement.last is not None
-    message, recipient, found = asked[0]
-    assert (message.id, recipient.address, found) == ("x", "a@one.test", failed)
+    message, recipient, *found = asked[0]
+    assert (message.id, recipient.address, found) == ("x", "a@one.test", [failed, Result.FAILED])
     assert settle(failed).settlement.report is False
 
 
@@ -184,10 +184,11 @@ def test_a_record_is_bounded_whatever_a_server_says_and_has_no_transcript():
         transcript=("S: 220",),
     )
 
-    text = record_of(talkative)
+    text = record_of(talkative, START + 0.25)
     record = json.loads(text)
 
     assert len(text) < 8192
-    assert set(record) == set(outcome().as_dict())
+    assert set(record) == {"time", *outcome().as_dict()}
+    assert record["time"] == "2023-11-14T22:13:20.250Z"
     assert record["reply"]["code"] == 450
     assert len(record["attempts"]) == 3

@@ -113,7 +113,7 @@ async def test_who_was_deferred_is_tried_again_when_it_is_due_and_not_before(aut
 async def test_who_fails_leaves_and_whoever_is_to_be_told_finds_it(autojump_clock):
     store, world = MemoryStore(), World(lambda m, a, d: refused(m, a))
     await store.submit([mail("a@one.test", id="x")])
-    wants = Policy(wants_report=lambda message, recipient, found: True)
+    wants = Policy(wants_report=lambda message, recipient, found, result: True)
 
     async with scheduling(store, world, policy=wants) as scheduler:
         await scheduler.wait_empty()
@@ -444,14 +444,14 @@ async def test_marks_reach_the_store_and_fail_when_the_lease_is_lost(autojump_cl
 
     async with scheduling(store, world, owner="w") as scheduler:
         await trio.sleep(1)
-        await scheduler.mark("x", ["a@one.test"])
+        await scheduler.mark([("x", ["a@one.test"])])
         found = await store.recover(
             owner="thief", now=wall_clock(), deadline=wall_clock() + 9, dead=["w"]
         )
         seen += [r.address for m in found.doubtful for r in m.recipients]
         with pytest.raises(LeaseLostError):
-            await scheduler.mark("x", ["b@one.test", "c@two.test"])
-        await scheduler.mark("x", ["nobody@one.test"])
+            await scheduler.mark([("x", ["b@one.test", "c@two.test"])])
+        await scheduler.mark([("x", ["nobody@one.test"])])
         await trio.sleep(100)
 
     assert seen == ["a@one.test"]
@@ -542,7 +542,7 @@ async def test_who_was_marked_and_has_no_outcome_in_the_end_is_in_doubt(autojump
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(scheduler.run, swallow, silent)
                 await trio.sleep(1)
-                await scheduler.mark("x", ["b@two.test"])
+                await scheduler.mark([("x", ["b@two.test"])])
                 await trio.sleep_forever()
 
     (doubtful,) = told
@@ -904,7 +904,7 @@ def run_cancelled_at(step):
                 store, world, on_settled=told, idle_seconds=0.2, seats=3, policy=policy("5m")
             ) as scheduler:
                 await trio.sleep(0.1)
-                await scheduler.mark("x", ["a@one.test"])
+                await scheduler.mark([("x", ["a@one.test"])])
                 await trio.sleep(0.6)
             is_through = True
         instrument.scope = None

@@ -24,6 +24,7 @@ def envelope(**changes):
         0,
         "",
         None,
+        None,
     )
     return row._replace(**changes)
 

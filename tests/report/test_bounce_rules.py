@@ -272,8 +272,8 @@ def test_there_are_never_more_warnings_than_times(warn_after, looks):
 # ---- names --------------------------------------------------------------------------------------
 
 
-def name_of(message, *progress, at=NOW, warn_after=(HOUR,)):
-    (report,) = due_reports(message, progress, arrived_at=ARRIVED, at=at, warn_after=warn_after)
+def name_of(message, *progress, at=NOW, warn_after=(HOUR,), arrived_at=ARRIVED):
+    (report,) = due_reports(message, progress, arrived_at=arrived_at, at=at, warn_after=warn_after)
     return report.id
 
 
@@ -295,6 +295,8 @@ def test_reports_on_something_else_have_other_names():
             make_message(), make_progress(Fate.WAITING, Status.DEFERRED), warn_after=(2 * HOUR,)
         ),
         name_of(make_message(), FAILED, DELAYED),
+        # An id that was forgotten, and used again.
+        name_of(make_message(), FAILED, arrived_at=ARRIVED + 0.001),
     ]
 
     assert len(set(names)) == len(names)

@@ -4,6 +4,7 @@ import pytest
 
 from engine.routing.nameservers import (
     NameServer,
+    is_any_trusted,
     parse_server,
     read_resolv_conf,
     system_servers,
@@ -80,3 +81,20 @@ def test_loopback_servers_are_trusted_unless_others_are_named(trusted, yes, no):
 
     assert all(map(is_trusted, yes))
     assert not any(map(is_trusted, no))
+
+
+@pytest.mark.parametrize(
+    ("servers", "trusted", "expected"),
+    [
+        (["127.0.0.1:5353"], None, True),
+        (["192.0.2.53"], None, False),
+        (["192.0.2.53", "192.0.2.54"], ["192.0.2.54"], True),
+        (["127.0.0.1"], [], False),
+        ([], None, False),
+        ([], ["192.0.2.1"], True),
+    ],
+)
+def test_whether_anybody_is_trusted_depends_on_who_is_asked(servers, trusted, expected, tmp_path):
+    path = tmp_path / "resolv.conf"
+    path.write_text("nameserver 192.0.2.1\n")
+    assert is_any_trusted(servers, trusted, path) is expected

@@ -8,6 +8,7 @@ from engine.routing.cache import CachingResolver
 from engine.routing.resolver import Answer, Resolver
 from engine.routing.router import Router
 from engine.routing.table import RouteTable
+from engine.smtp.status import EnhancedStatusCode
 from engine.testing.dns import FakeDns
 
 ZONE = {
@@ -412,6 +413,68 @@ class TestStaticRoutes:
         await trio.sleep(10**9)
 
         assert summary(router.known("x.test")) == ["0 192.0.2.9 192.0.2.9"]
+
+
+class TestSurvey:
+    """What was seen on the way to a verdict."""
+
+    async def test_it_has_every_host_and_which_of_them_are_ourselves(self):
+        router, _ = make_router(own_names=["us.test"])
+
+        await router.route("backup.test")
+        found = await router.survey("backup.test")
+
+        assert (found.kind, found.rule) == ("mx", None)
+        assert found.verdict == router.known("backup.test")
+        assert [record.exchange for record in found.answer.records] == [
+            "mx1.example.test",
+            "us.test",
+            "mx2.example.test",
+        ]
+        assert [(host.name, host.preference, host.addresses) for host in found.hosts] == [
+            ("mx1.example.test", 10, ("2001:db8::1", "192.0.2.1")),
+            ("us.test", 20, ("192.0.2.99",)),
+            ("mx2.example.test", 20, ("192.0.2.2",)),
+        ]
+        assert [host.name for host in found.own] == ["us.test"]
+        assert found.kept == found.hosts[:1]
+
+    @pytest.mark.parametrize(
+        ("domain", "kind", "hosts", "code"),
+        [
+            ("closed.test", "mx", [], "5.1.10"),
+            ("broken.test", "mx", [], "4.4.3"),
+            ("implicit.test", "implicit", ["implicit.test"], None),
+            ("empty.test", "implicit", ["empty.test"], "5.1.2"),
+            ("[192.0.2.1]", "literal", ["192.0.2.1"], None),
+            ("[300.0.0.1]", "literal", [], "5.1.2"),
+        ],
+    )
+    async def test_it_says_where_the_hosts_come_from(self, domain, kind, hosts, code):
+        router, _ = make_router()
+
+        found = await router.survey(domain)
+
+        assert (found.kind, [host.name for host in found.hosts]) == (kind, hosts)
+        assert (found.verdict.enhanced if code else None) == (
+            code and EnhancedStatusCode.parse(code)
+        )
+
+    async def test_a_static_route_is_named(self):
+        router, _ = make_router(table=RouteTable([("*.test", ["smart.test", "gone.test"])]))
+
+        found = await router.survey("x.test")
+
+        assert (found.kind, found.rule.match) == ("static", "*.test")
+        assert [host.failure is None for host in found.hosts] == [True, False]
+        assert found.kept == found.hosts
+
+    async def test_nothing_of_it_is_remembered(self):
+        router, _ = make_router()
+
+        await router.survey("implicit.test")
+
+        assert router.known("implicit.test") is None
 
 
 class TestMemory:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.smtp.errors import RemoteProtocolError
-from engine.smtp.reply import MAX_LINE_OCTETS, MAX_REPLY_OCTETS, Reply, ReplyParser
+from engine.smtp.reply import MAX_LINE_OCTETS, MAX_REPLY_OCTETS, Reply, ReplyParser, conceal
 from engine.smtp.status import EnhancedStatusCode
 
 NEXT = b"354 go ahead\r\n"
@@ -267,3 +267,40 @@ def test_any_octets_cut_anywhere_give_the_same_replies_or_the_same_error(octets,
     whole = outcome_of([octets])
     assert outcome_of([octets[:start], octets[start:end], octets[end:]]) == whole
     assert outcome_of([bytes([value]) for value in octets]) == whole
+
+
+# ---- secrets -------------------------------------------------------------------------------------
+
+SECRET = b"AG1lAHMzY3JldA=="
+
+
+@pytest.mark.parametrize(
+    ("octets", "shown"),
+    [
+        (b"5.5.4 bad: AUTH PLAIN AG1lAHMzY3JldA==", b"5.5.4 bad: AUTH PLAIN ****"),
+        (b"AG1lAHMzY3JldA==", b"****"),
+        (b"<AG1lAHMzY3JldA==> AG1lAHMzY3JldA==!", b"<****> ****!"),
+        (b"AG1lAHMzY3JldA==AG1lAHMz", b"********"),
+        pytest.param(b"AUTH PLAIN AG1lAHMzY3J...", b"AUTH PLAIN ****...", id="cut short"),
+        pytest.param(b"auth plain AG1LAHMZY3JLDA==", b"auth plain ****", id="other case"),
+        pytest.param(b"AG1lAHM", b"AG1lAHM", id="too little of it"),
+        pytest.param(b"2.7.0 welcome", b"2.7.0 welcome", id="nothing of it"),
+        (b"", b""),
+    ],
+)
+def test_a_secret_that_is_said_back_is_concealed(octets, shown):
+    assert conceal(octets, SECRET) == shown
+    assert Reply(535, (b"x", octets)).without([b"unheard", SECRET]) == Reply(535, (b"x", shown))
+
+
+@given(st.binary(max_size=40), st.binary(min_size=1, max_size=12), st.binary(max_size=40))
+def test_a_secret_is_never_left_whole(before, secret, behind):
+    shown = conceal(before + secret + behind, secret)
+    assert secret not in shown.replace(b"****", b"\xff\xfe\xfd")
+
+
+def test_without_secrets_a_reply_stays_itself():
+    reply = Reply(250, (b"ok",))
+    assert reply.without([SECRET]) is reply
+    assert reply.without([]) is reply
+    assert conceal(b"ok", b"") == b"ok"

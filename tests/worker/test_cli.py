@@ -6,8 +6,10 @@ import pytest
 from click.testing import CliRunner
 
 from engine.worker import demo as demo_module
+from engine.worker import explain as explain_module
 from engine.worker import send as send_module
 from engine.worker.cli import cli
+from engine.worker.explain import ExplainOptions
 from engine.worker.run import Manner
 from engine.worker.send import SendOptions
 
@@ -88,6 +90,57 @@ def test_the_help_of_send_has_examples_and_every_exit_status():
     text = invoke("send", "--help").output
     assert "Examples:" in text
     assert '{"id": "7", "sender": "me@example.org",' in text
+    for status in ("0", "64", "65", "66", "69", "75", "78", "130"):
+        assert f"\n    {status} " in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.fixture
+def explained(monkeypatch: pytest.MonkeyPatch) -> list[ExplainOptions]:
+    """What `explain` was asked for; nothing is explained."""
+    seen: list[ExplainOptions] = []
+    monkeypatch.setattr(explain_module, "explain", lambda options: seen.append(options) or 0)
+    return seen
+
+
+def test_addresses_are_explained(explained: list[ExplainOptions]):
+    invoke("explain", "a@x.test", "y.test")
+    invoke(
+        *("explain", "--host", "b.test:2525", "--host", "[::1]:25", "--config", "e.toml"),
+        *("--set", "a=1", "--set", "b=2", "--state", "s.sqlite", "--json", "--probe", "x.test"),
+    )
+    assert explained == [
+        ExplainOptions(("a@x.test", "y.test")),
+        ExplainOptions(
+            ("x.test",),
+            ("b.test:2525", "[::1]:25"),
+            "e.toml",
+            ("a=1", "b=2"),
+            "s.sqlite",
+            as_json=True,
+            probes=True,
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ([], "Missing argument 'ADDRESS...'"),
+        (["--host", "mx.test:0", "x.test"], "'0' is no port"),
+        (["--sender", "a@x.test", "x.test"], "No such option"),
+    ],
+)
+def test_bad_usage_of_explain_is_refused(
+    explained: list[ExplainOptions], arguments: list[str], what: str
+):
+    assert what in " ".join(refusal("explain", *arguments).split())
+    assert explained == []
+
+
+def test_the_help_of_explain_has_examples_and_every_exit_status():
+    text = invoke("explain", "--help").output
+    assert "Examples:" in text
     for status in ("0", "64", "65", "66", "69", "75", "78", "130"):
         assert f"\n    {status} " in text
     assert max(map(len, text.splitlines())) <= 80

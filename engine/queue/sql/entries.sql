@@ -120,8 +120,16 @@ select json_group_array(number) from (
 
 -- name: ended_messages
 select json_group_array(message) from (
-    select distinct message from recipients where state = 'ended' order by message limit :limit
+    select distinct message from recipients where state = 'ended' and message > :after
+    order by message limit :limit
 )
+
+-- Those of these messages that somebody is at.  By what is out, which is little: a message may have
+-- a hundred thousand recipients.
+-- name: messages_at_work
+select json_group_array(distinct r.message)
+from recipients as r
+where r.site is not null and +r.message in (select value from json_each(:messages))
 
 -- Recipients of messages, whole.
 -- name: recipients_of
@@ -135,6 +143,34 @@ left join domains as d on d.name = r.domain
 left join sites as s on s.number = d.site
 left join outcomes as o on o.recipient = r.number
 where :state is null or r.state = :state
+
+-- One step through all recipients: those who wait, for as long as one of these waits, and whose
+-- sender has not heard of it since that was over; the first of them.  Columns as above.
+-- name: recipients_delayed
+select json_group_array(json_array(
+    r.number, r.message, r.address, r.notify, r.orcpt, r.state, r.attempts, r.due, s.name,
+    r.result, r.reason, o.record
+) order by r.number)
+from (
+    select w.*
+    from (select * from recipients where number > :after order by number limit :step) as w
+    join messages as m on m.number = w.message
+    where w.state in ('queued', 'leased') and m.reverse_path <> ''
+        and exists (
+            select 1 from json_each(:waits) as j
+            where max(m.submitted_at, coalesce(m.not_before, 0)) + j.value <= :now
+                and coalesce(w.warned_at, 0)
+                    < max(m.submitted_at, coalesce(m.not_before, 0)) + j.value
+        )
+    order by w.number limit :limit
+) as r
+left join domains as d on d.name = r.domain
+left join sites as s on s.number = d.site
+left join outcomes as o on o.recipient = r.number
+
+-- name: note_warned
+update recipients set warned_at = :now
+where number in (select value from json_each(:numbers)) and state <> 'ended'
 
 -- name: ended_among
 select json_group_array(json_array(number, message))

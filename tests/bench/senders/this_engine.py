@@ -1,4 +1,7 @@
-"""Send with this engine, from `Engine.submit` to the outcome: verdicts, events and statistics on."""
+"""Send with this engine, from `Engine.submit` to the outcome: verdicts, events and statistics on.
+
+usage: this_engine.py PORT COUNT CONNECTIONS CONTENT [SETTING=VALUE ...]
+"""
 
 import json
 import sys
@@ -16,6 +19,9 @@ from engine.settings import Settings
 
 port, count, connections = map(int, sys.argv[1:4])
 content = Path(sys.argv[4]).read_bytes()
+more = {
+    name: json.loads(value) for name, _, value in (each.partition("=") for each in sys.argv[5:])
+}
 
 
 async def submit(engine):
@@ -34,7 +40,10 @@ async def main():
     settled = []
     delivered = 0
     settings = Settings(
-        helo_name="client.bench.test", max_connections=connections, max_messages_per_connection=0
+        helo_name="client.bench.test",
+        max_connections=connections,
+        max_messages_per_connection=0,
+        **more,
     )
     async with Engine(settings, routes=[("*", [f"127.0.0.1:{port}"])]) as engine:
         engine.events.watch(lambda _: settled.append(1), RecipientSettled)

@@ -1,0 +1,171 @@
+"""An engine with a store: what is submitted is on disk first, and tried until it is done with.
+
+    submit → store → scheduler → engine → outcomes → scheduler → store
+                                                        └→ whoever reads them
+
+Made by `Engine(store=…)`.  Not here: what the scheduler decides, and how the engine delivers.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from engine.errors import EngineClosedError
+from engine.outcomes import CLOSED, Outcomes, Seats
+from engine.queue.decision import Policy
+from engine.queue.scheduler import DEFAULT_REMEMBER, DEFAULT_SITE_SEATS, Scheduler
+from engine.queue.values import Submission
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from random import Random
+
+    from engine.message import Message
+    from engine.queue.decision import Settled
+    from engine.queue.scheduler import Outcomes as OutcomesLike
+    from engine.queue.store import Store
+
+
+def unique_name() -> str:
+    """Return a name that no other run of anything will ever have; it says where and who for a person."""
+    return f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex}"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueOptions:
+    """How an engine deals with its store.
+
+    Attributes:
+        policy: When to try again, and what becomes of who may have been delivered.
+        only_final: Whether the engine's outcomes are only those with which recipients leave the queue.
+        on_settled: Told of outcomes and what they make of their recipients, before the store is,
+            in place of whoever reads the engine's outcomes.  An `OSError` is taken for a lack that
+            passes, and the same is told again later.
+        owner: Names this run of this program at the store; no other run may ever bear its name.
+        dead: Owners that are known to be gone although their leases still hold.  What owners
+            without a name here have left is taken over when their leases run out.
+        site_seats: Recipients of one site that may be in work at a time.
+        remember: For how long ids are known after their messages are done with, in seconds.
+    """
+
+    policy: Policy = field(default_factory=Policy)
+    only_final: bool = False
+    on_settled: Callable[[Sequence[Settled]], Awaitable[None]] | None = None
+    owner: str = field(default_factory=unique_name)
+    dead: Sequence[str] = ()
+    site_seats: int = DEFAULT_SITE_SEATS
+    remember: float = DEFAULT_REMEMBER
+
+
+class Stored:
+    """The store's side of an engine; see the head of the module.
+
+    Attributes:
+        scheduler: Leases, hands over and settles.
+        outcomes: What became of each attempt, where `QueueOptions.on_settled` is not told.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        options: QueueOptions,
+        *,
+        seats: int,
+        clock: Callable[[], float] = time.time,
+        rng: Random | None = None,
+    ) -> None:
+        """Make it; its block is around the engine's.
+
+        Args:
+            store: Where the queue is.
+            options: How it is dealt with.
+            seats: Recipients in work at a time, and outcomes that wait to be read.
+            clock: Wall clock, seconds since the epoch.
+            rng: For jitter.
+        """
+        self._store = store
+        self._options = options
+        self._clock = clock
+        self._seats = Seats(seats)
+        self.outcomes = Outcomes(self._seats)
+        self._is_closing = False
+        self._is_draining = False
+        self._is_over = trio.Event()
+        self.scheduler = Scheduler(
+            store,
+            owner=options.owner,
+            policy=options.policy,
+            seats=seats,
+            site_seats=options.site_seats,
+            on_settled=options.on_settled or self._tell,
+            remember=options.remember,
+            clock=clock,
+            rng=rng,
+        )
+
+    async def submit(self, message: Message) -> str:
+        """Put a message in the store; it is on disk when this returns.
+
+        Cancelled, it may be there all the same; submitting it again under its id is harmless.
+
+        Returns:
+            The message's id, a new one where it has none.
+
+        Raises:
+            EngineClosedError: The engine is draining or closed.
+            SubmitError: It cannot be kept; the text says why.
+            StoreError: It was not taken.
+        """
+        if self._is_draining:
+            raise EngineClosedError(CLOSED)
+        if not message.id:
+            message = message.with_id(uuid.uuid4().hex)
+        await self._store.submit([Submission(message=message, submitted_at=self._clock())])
+        return message.id
+
+    async def recover(self) -> None:
+        """Take over what earlier runs have left.
+
+        Raises:
+            StoreError: It did not happen.
+        """
+        await self.scheduler.recover(dead=self._options.dead)
+
+    async def run(
+        self, deliver: Callable[[Message], Awaitable[object]], outcomes: OutcomesLike
+    ) -> None:
+        """Deliver what is due until drained; the engine's task."""
+        try:
+            await self.scheduler.run(deliver, outcomes)
+        finally:
+            self._is_over.set()
+
+    async def drain(self) -> None:
+        """Take nothing more and begin nothing more; wait until all that was begun is settled."""
+        self._is_draining = True
+        self.scheduler.drain()
+        await self._is_over.wait()
+
+    def close(self) -> None:
+        """The engine has ended: what is left is told without waiting for whoever reads."""
+        self._is_draining = self._is_closing = True
+        self._seats.close()
+
+    async def _tell(self, batch: Sequence[Settled]) -> None:
+        if self._options.only_final:
+            batch = [each for each in batch if each.is_final]
+        # All or none: what is told twice in one run would be counted twice.
+        if not self._is_closing:
+            try:
+                await self._seats.take(len(batch))
+            except EngineClosedError:
+                await trio.lowlevel.checkpoint_if_cancelled()
+        for settled in batch:
+            self.outcomes.put(settled.outcome)

@@ -121,7 +121,11 @@ def _print_table(found: dict[str, tuple[Any, str]]) -> None:
     for key, (value, place) in found.items():
         shown = "-" if value is None else json.dumps(value, ensure_ascii=False)
         style = "dim" if place == _DEFAULT else ""
-        table.add_row(Text(key), Text(printable(shown), style), Text(printable(place.rpartition("/")[2]), style))
+        table.add_row(
+            Text(key),
+            Text(printable(shown), style),
+            Text(printable(place.rpartition("/")[2]), style),
+        )
     parts: list[str] = []
     print_to(parts.append, _STDOUT, table)
     print("".join(parts), end="")

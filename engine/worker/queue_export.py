@@ -194,8 +194,8 @@ def _line(
         "deadline": None if first.deadline is None else timestamp(first.deadline),
         "hold": True if first.state is State.HELD else None,
     }
-    if first.attempts == 0 and first.state is State.QUEUED and first.next_attempt is not None:
-        line["not_before"] = timestamp(first.next_attempt)
+    if stored.not_before is not None:
+        line["not_before"] = timestamp(stored.not_before)
     return {key: value for key, value in line.items() if value is not None}
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import apsw
 
@@ -32,7 +33,10 @@ from engine.queue.errors import (
 from engine.queue.named_sql import parse_statements
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+_R = TypeVar("_R")
+
 
 #: Marks a SQLite file as a queue of ours, so that no option mistyped makes us write to another's.
 _APPLICATION_ID: Final = 0x44457175
@@ -43,6 +47,8 @@ _CACHE_KIB: Final = 32 * 1024
 #: Pages in the log before they are moved into the file: a page that is written often in between,
 #: as most are, is then moved once.  16 MiB.
 _CHECKPOINT_PAGES: Final = 4000
+#: Between two looks at a file that somebody else has just made, in seconds.
+_BUSY_PAUSE: Final = 0.01
 #: Below this an unexplained I/O error is a full disk.
 _FULL_OCTETS: Final = 1024 * 1024
 
@@ -238,14 +244,16 @@ def open_database(
             _make(path)
         elif not path.is_file():
             raise StoreUnusableError(f"{path}: there is no such file")
-        connection = _connect(path, is_read_only=is_read_only)
+        connect = partial(_connect, path, is_read_only=is_read_only)
+        connection = _patiently(connect, busy_seconds)
     except OSError as error:
         raise _unusable(path, error) from None
     except apsw.Error as error:
         raise translate(error, path) from error
     try:
         connection.set_busy_timeout(round(busy_seconds * 1000))
-        _prepare(connection, path, is_read_only=is_read_only)
+        prepare = partial(_prepare, connection, path, is_read_only=is_read_only)
+        _patiently(prepare, busy_seconds)
         connection.execute(f"pragma cache_size = -{cache_kib}")
         connection.execute("pragma temp_store = memory")
     except apsw.Error as error:
@@ -293,6 +301,18 @@ def _open_and_look(name: str, flags: int) -> apsw.Connection:
         connection.close()
         raise
     return connection
+
+
+def _patiently(do: Callable[[], _R], seconds: float) -> _R:
+    """Do something until nobody else holds the file; SQLite waits for most of that, not for all."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return do()
+        except apsw.BusyError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_BUSY_PAUSE)
 
 
 def _prepare(connection: apsw.Connection, path: Path, *, is_read_only: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -10,12 +11,17 @@ import click
 from engine.worker.cli import cli
 
 _INTERRUPTED = 130
+#: Objects that come between two looks of the garbage collector; by default it is 700.
+_COLLECT_AFTER = 10_000
 #: Leaves a terminal as it was found: a live display hides the cursor.
 _SHOW_CURSOR = "\x1b[?25h"
 
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    # A message is a hundred objects, none of them in a cycle: by default the collector would look
+    # at every few messages, and find nothing.
+    gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
     try:
         status = cli.main(standalone_mode=False)
     except click.UsageError as error:

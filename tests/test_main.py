@@ -54,6 +54,16 @@ async def test_help_imports_nothing_that_is_slow():
     assert found.stdout.splitlines()[-1] == b"[]"
 
 
+async def test_the_garbage_collector_does_not_look_at_every_few_messages():
+    code = (
+        "import gc, sys; sys.argv[1:] = ['--version']; import engine.__main__\n"
+        "try: engine.__main__.main()\n"
+        "finally: print(gc.get_threshold()[0])"
+    )
+    found = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
+    assert int(found.stdout.splitlines()[-1]) == 10_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [

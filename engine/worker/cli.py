@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+from engine.worker.cli_run import run
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _EXITS = """\b
@@ -323,3 +325,6 @@ def demo(messages: int, connections: int) -> int:
     from engine.worker.demo import demo as run_demo
 
     return run_demo(messages, connections)
+
+
+cli.add_command(run)

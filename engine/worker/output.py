@@ -51,6 +51,11 @@ class Output:
         self._octets += len(octets)
         self._more.set()
 
+    @property
+    def waiting(self) -> int:
+        """How many octets have not been written yet."""
+        return self._octets
+
     async def room(self) -> None:
         """Wait until little enough is waiting to be written; no checkpoint when it is."""
         while self._octets > MAX_PENDING_OCTETS:

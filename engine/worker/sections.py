@@ -31,7 +31,8 @@ Bounce: TypeAlias = Literal["report", "event", "both"]
 LogFormat: TypeAlias = Literal["text", "json"]
 UnknownWord: TypeAlias = Literal["retry", "assume-delivered", "hold"]
 
-_MAX_PROCESSES: Final = 64
+#: Of one worker.
+MAX_PROCESSES: Final = 64
 
 
 def _refusal(found: str, allowed: str) -> PydanticCustomError:
@@ -46,9 +47,9 @@ def _file(value: object) -> str:
 
 
 def _processes(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_PROCESSES:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_PROCESSES:
         return value
-    raise _refusal(show(value), f"a whole number from 1 to {_MAX_PROCESSES}")
+    raise _refusal(show(value), f"a whole number from 1 to {MAX_PROCESSES}")
 
 
 def _waits(value: object) -> tuple[float, ...]:

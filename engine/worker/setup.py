@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.engine import Engine
 from engine.errors import ConfigError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from engine.hints import Hints
+    from engine.queue.store import Store
+    from engine.stored import QueueOptions
     from engine.worker.config import Config
 
 
@@ -57,6 +59,8 @@ def make_engine(
     hints: Hints | None,
     *,
     transcripts: bool = False,
+    store: Store | None = None,
+    queue: QueueOptions | None = None,
 ) -> Engine:
     """Make an engine of a configuration.
 
@@ -65,7 +69,14 @@ def make_engine(
         routes: Static routes, first match wins.
         hints: Where hints are kept.
         transcripts: Whether dialogues are kept with the outcomes.
+        store: Where mail is kept; with one the engine is a worker's: with its seats, and it
+            reports on TLS.
+        queue: How the store is dealt with.
+
+    Raises:
+        ConfigError: Settings or routes cannot be used.
     """
+    worker = {} if store is None else _of_a_worker(config)
     return Engine(
         config.table,
         routes=routes,
@@ -76,4 +87,11 @@ def make_engine(
         own_names=config.own_names,
         transcripts=transcripts,
         hints=hints,
+        store=store,
+        queue=queue,
+        **worker,
     )
+
+
+def _of_a_worker(config: Config) -> dict[str, Any]:
+    return {"max_in_flight": config.worker.seats, "tls_reporter": config.tls_reporter}

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 
 from engine.content import MemoryContent, from_octets, from_text
 from engine.message import Message, Recipient
+from engine.queue.values import MAX_NAME, MAX_PRIORITY, MIN_PRIORITY
 from engine.showing import show, show_key, suggest
+from engine.units import parse_moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +43,8 @@ _KEYS: Final = (
     "require_tls",
     "smtputf8",
 )
+#: Known as well where lines are for the queue.
+_QUEUE_KEYS: Final = ("tenant", "job", "priority", "not_before", "deadline", "hold")
 _RECIPIENT_KEYS: Final = ("address", "notify", "orcpt")
 _NOTIFY: Final = ("success", "failure", "delay", "never")
 
@@ -51,6 +55,8 @@ _RECIPIENT_ALLOWED: Final = 'an address, or an object with "address"'
 _NOTIFY_ALLOWED: Final = '"success", "failure" and "delay" in any number, or "never" alone'
 _ENVID_ALLOWED: Final = "1 to 100 printable ASCII characters (RFC 3461 §4.4)"
 _ORCPT_ALLOWED: Final = '"type;address", up to 500 characters, as "rfc822;a@b.test" (RFC 3461 §4.2)'
+
+_NAME_ALLOWED: Final = f"a text of {MAX_NAME} characters at most, without NUL"
 
 _ENVID: Final = re.compile(r"[ -~]{1,100}")
 _ORCPT: Final = re.compile(r"[A-Za-z0-9-]{1,30};[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,500}")
@@ -72,6 +78,7 @@ class Entry:
         ret: As in `Message`.
         require_tls: As in `Message`.
         smtputf8: As in `Message`.
+        wishes: How it is to be queued, where lines are for the queue.
     """
 
     id: str | None
@@ -82,16 +89,42 @@ class Entry:
     ret: Literal["full", "hdrs"] | None = None
     require_tls: bool = False
     smtputf8: bool = False
+    wishes: Wishes | None = None
 
 
-def read_entry(line: bytes) -> tuple[Entry | None, tuple[str, ...]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """How a line wants its message queued; what it does not say is `None`.
+
+    Attributes:
+        tenant: As in `engine.queue.values.Submission`, as is all here.
+        job: Its job.
+        priority: Its priority.
+        not_before: As written, see `engine.units.parse_moment`.
+        deadline: The same.
+        hold: Whether it waits for a person first.
+    """
+
+    tenant: str | None = None
+    job: str | None = None
+    priority: int | None = None
+    not_before: str | float | None = None
+    deadline: str | float | None = None
+    hold: bool | None = None
+
+
+def read_entry(line: bytes, *, is_for_queue: bool = False) -> tuple[Entry | None, tuple[str, ...]]:
     """Read one line.
+
+    Args:
+        line: Its octets, without the line end.
+        is_for_queue: Whether it may say how its message is queued.
 
     Returns:
         What can be sent of it, `None` if nothing can; and its problems, each with the key, what
         was found and what is allowed.  A malformed recipient does not hold up those beside it.
     """
-    reader = _LineReader()
+    reader = _LineReader(is_for_queue=is_for_queue)
     return reader.read(line), tuple(reader.problems)
 
 
@@ -180,17 +213,22 @@ class _Checks:
 class _LineReader(_Checks):
     """Reads one line."""
 
+    def __init__(self, *, is_for_queue: bool) -> None:
+        super().__init__()
+        self._is_for_queue = is_for_queue
+
     def read(self, line: bytes) -> Entry | None:
         record = self._parse(line)
         if record is None:
             return None
-        self.check_keys(record, _KEYS)
+        self.check_keys(record, _KEYS + _QUEUE_KEYS if self._is_for_queue else _KEYS)
         identity = self.text(record, "id", _is_id, "a text that is not empty")
         sender = self._sender(record)
         content = self._content(record)
         envid = self.text(record, "envid", _is_envid, _ENVID_ALLOWED)
         ret = self.text(record, "ret", ("full", "hdrs").__contains__, '"full" or "hdrs"')
         require_tls, smtputf8 = self.flag(record, "require_tls"), self.flag(record, "smtputf8")
+        wishes = self._wishes(record) if self._is_for_queue else None
         is_good = not self.problems
         recipients = self._recipients(record)
         if not (is_good and recipients and content is not None):
@@ -204,7 +242,40 @@ class _LineReader(_Checks):
             cast("Literal['full', 'hdrs'] | None", ret),
             require_tls,
             smtputf8,
+            wishes,
         )
+
+    def _wishes(self, record: _Json) -> Wishes:
+        hold = self.flag(record, "hold") if record.get("hold") is not None else None
+        return Wishes(
+            tenant=self.text(record, "tenant", _is_name, _NAME_ALLOWED),
+            job=self.text(record, "job", _is_name, _NAME_ALLOWED),
+            priority=self._priority(record),
+            not_before=self._moment(record, "not_before"),
+            deadline=self._moment(record, "deadline"),
+            hold=hold,
+        )
+
+    def _priority(self, record: _Json) -> int | None:
+        value = record.get("priority")
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is None or (is_whole and MIN_PRIORITY <= cast("int", value) <= MAX_PRIORITY):
+            return cast("int | None", value)
+        allowed = f"a whole number from {MIN_PRIORITY} to {MAX_PRIORITY}"
+        self.refuse("priority", _show(value), allowed)
+        return None
+
+    def _moment(self, record: _Json, key: str) -> str | float | None:
+        value = record.get(key)
+        if value is None:
+            return None
+        try:
+            # The time of any run will do: what a duration is from is not known here.
+            parse_moment(value, 0.0)
+        except ValueError as error:
+            self.refuse(key, _show(value), str(error))
+            return None
+        return cast("str | float", value)
 
     def _parse(self, line: bytes) -> _Json | None:
         try:
@@ -326,6 +397,10 @@ def _is_notify(value: object) -> bool:
 
 def _is_id(text: str) -> bool:
     return bool(text) and not _SURROGATE.search(text)
+
+
+def _is_name(text: str) -> bool:
+    return len(text) <= MAX_NAME and "\0" not in text and not _SURROGATE.search(text)
 
 
 def _is_envid(text: str) -> bool:

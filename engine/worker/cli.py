@@ -1,6 +1,7 @@
 """The command line: options, help, and nothing else.
 
-Only click and the standard library are imported with this module; each command imports what it
+Only click and the standard library are imported with this module and those beside it
+(`engine.worker.cli_submit`, `engine.worker.cli_queue`); each command imports what it
 needs, so that `--help` is there at once.
 """
 
@@ -14,6 +15,8 @@ import click
 from engine.worker.cli_run import run
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+from engine.worker.cli_queue import config, queue, status
+from engine.worker.cli_submit import sendmail, submit
 
 _EXITS = """\b
 Exit status:
@@ -328,3 +331,5 @@ def demo(messages: int, connections: int) -> int:
 
 
 cli.add_command(run)
+for _command in (submit, sendmail, queue, status, config):
+    cli.add_command(_command)

@@ -10,9 +10,9 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """The exit statuses of `send`."""
+    """The exit statuses of commands; each says in its help which it has and what they mean there."""
 
-    #: All were delivered.
+    #: All were delivered, or accepted: what was asked is done.
     DELIVERED = 0
     #: The command line cannot be understood.
     USAGE = 64
@@ -22,6 +22,8 @@ class Exit(IntEnum):
     NO_INPUT = 66
     #: Something failed for good.
     FAILED = 69
+    #: The queue cannot be opened, or is damaged.
+    IO_ERROR = 74
     #: Something is deferred or unknown, nothing failed.
     DEFERRED = 75
     #: The configuration cannot be used; nothing was sent.

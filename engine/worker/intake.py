@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 
@@ -131,17 +132,36 @@ class CommandLine:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A message of a batch.
+
+    Attributes:
+        message: It, with its id, or its position where it has none.
+        entry: What its line says.
+        line: The number of its line, from 1.
+    """
+
+    message: Message
+    entry: Entry
+    line: int
+
+
 class Batch:
     """The messages of a JSON Lines file, or of standard input, read as a stream."""
 
-    def __init__(self, file: str, say: Say, incidents: Incidents) -> None:
+    def __init__(
+        self, file: str, say: Say, incidents: Incidents, *, is_for_queue: bool = False
+    ) -> None:
         """Note what was given; nothing is opened before `messages`.
 
         Args:
             file: The file, or `-`.  Paths in it are relative to where it is.
             say: Told what is wrong, as `FILE line N: ...`.
             incidents: Notes what was wrong.
+            is_for_queue: Whether lines may say how their message is queued.
         """
+        self._is_for_queue = is_for_queue
         self._file = file
         self._folder = Path() if file == STDIN else Path(file).parent
         self._say = say
@@ -165,12 +185,18 @@ class Batch:
         The default id is the line's position, blank lines not counted.  Closed early, what was
         read ahead is forgotten.
         """
+        async with aclosing(self.items()) as items:
+            async for item in items:
+                yield item.message
+
+    async def items(self) -> AsyncGenerator[Item, None]:
+        """Yield the messages as `messages`, with what else their lines say."""
         try:
             async with aclosing(self._lines()) as lines:
                 async for number, line in lines:
-                    message = await self._message(number, line)
-                    if message is not None:
-                        yield message
+                    item = await self._item(number, line)
+                    if item is not None:
+                        yield item
         except OSError as error:
             self._incidents.has_unreadable_file = True
             self._say(f"{_name(self._file)}: {error.strerror}")
@@ -191,10 +217,10 @@ class Batch:
         finally:
             _close(descriptor)
 
-    async def _message(self, number: int, line: bytes | None) -> Message | None:
+    async def _item(self, number: int, line: bytes | None) -> Item | None:
         if line is None:
             self._position += 1
-            self._refuse(number, TOO_LONG)
+            self.refuse(number, TOO_LONG)
             return None
         if number == 1:
             line = line.removeprefix(_BOM)
@@ -203,15 +229,15 @@ class Batch:
         self._position += 1
         position = self._position
         if len(line) <= _LONG_LINE_OCTETS:
-            entry, problems = read_entry(line)
+            entry, problems = self._read(line)
         else:
-            entry, problems = await trio.to_thread.run_sync(read_entry, line)
+            entry, problems = await trio.to_thread.run_sync(self._read, line)
         for problem in problems:
-            self._refuse(number, problem)
+            self.refuse(number, problem)
         content = None if entry is None else await self._content(number, entry)
         if entry is None or content is None:
             return None
-        return Message(
+        message = Message(
             entry.id or str(position),
             entry.sender,
             entry.recipients,
@@ -221,6 +247,10 @@ class Batch:
             entry.require_tls,
             entry.smtputf8,
         )
+        return Item(message, entry, number)
+
+    def _read(self, line: bytes) -> tuple[Entry | None, tuple[str, ...]]:
+        return read_entry(line, is_for_queue=self._is_for_queue)
 
     async def _content(self, number: int, entry: Entry) -> Content | None:
         if not isinstance(entry.content, Path):
@@ -229,13 +259,14 @@ class Batch:
         try:
             return await from_file(path)
         except ContentError as error:
-            self._refuse(number, f"message: {error}")
+            self.refuse(number, f"message: {error}")
         except OSError as error:
             self._incidents.has_unreadable_file = True
             self._say(f"{self._place(number)}: message: {_plain(str(path))}: {error.strerror}")
         return None
 
-    def _refuse(self, number: int, problem: str) -> None:
+    def refuse(self, number: int, problem: str) -> None:
+        """Say that something is wrong with a line, by its number, and note it."""
         self._incidents.has_bad_data = True
         self._say(f"{self._place(number)}: {problem}")
 

@@ -14,6 +14,7 @@ from engine.worker.config import load_config
 from engine.worker.hosts import read_hosts
 from engine.worker.run import Manner
 from engine.worker.send import SendOptions, deliver
+from tests.worker.commands import Place
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -93,3 +94,9 @@ def send(files: Files) -> Send:
         return Result(status, files.out.read_text(), files.err.read_text())
 
     return run
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A folder with a configuration, for a queue."""
+    return Place(tmp_path)

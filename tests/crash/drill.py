@@ -307,9 +307,7 @@ class Drill:
 
     def account(self, report):
         books = self.books
-        found = judge(
-            books.offered, books.accepted, self.arrived, self.told, self.worker.killed_at
-        )
+        found = judge(books.offered, books.accepted, self.arrived, self.told, self.worker.killed_at)
         text = (self.base / "worker.log").read_text(errors="replace")
         bugs = text.count("Traceback (most recent call last)")
         report.counts = {

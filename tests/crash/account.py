@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 
 #: What every line of the log has.
 KEYS = {"time", "message", "recipient", "status", "attempt", "final", "next_attempt"}
@@ -148,7 +149,7 @@ def judge(offered, accepted, arrived, told, kills):
     verdict.refuse("ended otherwise than the log says", _misreported(have, told))
     again, repeated = set(), 0
     for who, finals in told.finals.items():
-        for (before, _), (after, _) in zip(finals, finals[1:], strict=False):
+        for (before, _), (after, _) in pairwise(finals):
             repeated += 1
             if not any(before - 0.01 <= kill <= after for kill in kills):
                 again.add(who)

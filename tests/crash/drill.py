@@ -5,7 +5,6 @@ Called by `python -m tests.crash` and by its short form among the tests.
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
@@ -105,7 +104,7 @@ class Drill:
         self.rotations = 0
         self._read = 0
         self._moved = []
-        self._is_over = trio.Event()
+        self._is_over, self._all_submitted = trio.Event(), trio.Event()
 
     async def run(self):
         report = Report()
@@ -118,20 +117,17 @@ class Drill:
             )
             try:
                 async with trio.open_nursery() as nursery:
-                    submitting = trio.CancelScope()
-                    nursery.start_soon(self.submit, submitting)
+                    nursery.start_soon(self.submit)
                     nursery.start_soon(self.follow)
-                    retrying = await nursery.start(self.in_scope, self.retry)
-                    filling = trio.CancelScope()
-                    if self.plan.is_disk_full:
-                        filling = await nursery.start(self.in_scope, self.filler.run)
-                    if self.plan.is_disk_full:
-                        nursery.start_soon(self.rotate)
-                    await self.kill()
-                    filling.cancel()
+                    nursery.start_soon(self.retry)
+                    async with trio.open_nursery() as trouble:
+                        if self.plan.is_disk_full:
+                            trouble.start_soon(self.filler.run)
+                            trouble.start_soon(self.rotate)
+                        await self.kill()
+                        trouble.cancel_scope.cancel()
                     self._is_over.set()
                     await self.end(report)
-                    retrying.cancel()
                     nursery.cancel_scope.cancel()
             finally:
                 with trio.CancelScope(shield=True):
@@ -140,12 +136,6 @@ class Drill:
         self.read_log()
         self.account(report)
         return report
-
-    @staticmethod
-    async def in_scope(function, task_status=trio.TASK_STATUS_IGNORED):
-        with trio.CancelScope() as scope:
-            task_status.started(scope)
-            await function()
 
     @asynccontextmanager
     async def receiving(self):
@@ -165,15 +155,14 @@ class Drill:
 
     # ---- what goes on all the time
 
-    async def submit(self, scope):
+    async def submit(self):
         submitter = Submitter(self.worker.command, self.base, self.books, self.plan.seed)
-        with scope:
-            while not self._is_over.is_set():
-                if self.books.recipients - len(self.arrived.accepted) > AHEAD:
-                    await trio.sleep(0.05)
-                    continue
-                await submitter.one_batch(may_kill=not self._is_over.is_set())
-        self._submitted = True
+        while not self._is_over.is_set():
+            if self.books.recipients - len(self.arrived.accepted) > AHEAD:
+                await trio.sleep(0.05)
+            else:
+                await submitter.one_batch()
+        self._all_submitted.set()
 
     async def retry(self):
         """Make everything due, as a person would who does not want to wait."""
@@ -279,8 +268,7 @@ class Drill:
             if not self.worker.runs:
                 await self.worker.start()
             await self.worker.wait_ready()
-            while not getattr(self, "_submitted", False):
-                await trio.sleep(0.05)
+            await self._all_submitted.wait()
             self.worker.process.terminate()
             status = await self.worker.process.wait()
             await self.worker.process.stdout.aclose()

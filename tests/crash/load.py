@@ -108,7 +108,7 @@ class Submitter:
         self._books = books
         self._rng = random.Random(seed)
 
-    async def one_batch(self, *, may_kill=True):
+    async def one_batch(self):
         """Submit a new batch until all of it is accepted, or it is given up after a kill."""
         books, rng = self._books, self._rng
         books.batches += 1
@@ -118,7 +118,7 @@ class Submitter:
         path.write_text("".join(json.dumps(letter.record()) + "\n" for letter in letters))
         try:
             while True:
-                is_killed = may_kill and rng.random() < KILLED
+                is_killed = rng.random() < KILLED
                 within = rng.uniform(0.1, KILLED_WITHIN) if is_killed else None
                 status = await self._submit(path, within)
                 if status == 0:

@@ -30,7 +30,7 @@ DIGEST = re.compile(rb"^X-Digest: ([0-9a-f]{64})\r\n", re.MULTILINE)
 FOR = re.compile(rb"^X-For: ([!-~]+)\r\n", re.MULTILINE)
 
 
-class Gone(Exception):
+class GoneError(Exception):
     """The connection is over."""
 
 
@@ -68,7 +68,7 @@ class Receiver:
         try:
             with trio.move_on_after(IDLE_SECONDS):
                 await _Conversation(self, stream).run()
-        except (Gone, trio.BrokenResourceError, trio.ClosedResourceError):
+        except (GoneError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
             await trio.aclose_forcefully(stream)
@@ -135,7 +135,7 @@ class _Conversation:
     async def more(self):
         octets = await self.stream.receive_some(65536)
         if not octets:
-            raise Gone
+            raise GoneError
         self.octets += octets
 
     async def until(self, mark):
@@ -161,7 +161,7 @@ class _Conversation:
         elif happens(temper.defer):
             await self.say("451 4.2.0 mailbox busy")
         elif happens(temper.drop):
-            raise Gone
+            raise GoneError
         else:
             self.recipients.append(address)
             await self.say("250 2.1.5 ok")
@@ -193,13 +193,13 @@ class _Conversation:
             await self.say("451 4.3.0 try again")
             return
         if happens(temper.lose_content):
-            raise Gone
+            raise GoneError
         if happens(temper.slow):
             await trio.sleep(self.receiver.rng.uniform(0, temper.slow_seconds))
         what = "accepted" if is_whole(self.content, self.recipients) else "damaged"
         self.receiver.note(what, self.recipients)
         if happens(temper.lose_reply):
-            raise Gone
+            raise GoneError
         if happens(temper.slow):
             await trio.sleep(self.receiver.rng.uniform(0, temper.slow_seconds))
         self.start_over()

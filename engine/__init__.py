@@ -27,9 +27,14 @@ if TYPE_CHECKING:
     from engine.outcome import Tried as Tried
     from engine.paths import PathRule as PathRule
     from engine.paths import SettingsTable as SettingsTable
+    from engine.queue.decision import Policy as Policy
+    from engine.queue.retry import read_rules as read_rules
+    from engine.queue.sqlite import open_store as open_store
+    from engine.queue.values import Submission as Submission
     from engine.settings import Settings as Settings
     from engine.single import open_session as open_session
     from engine.smtp.stages import Stage as Stage
+    from engine.stored import QueueOptions as QueueOptions
 
     __version__: str
 
@@ -51,6 +56,11 @@ _HOMES: Final = {
     "SettingsTable": "engine.paths",
     "PathRule": "engine.paths",
     "open_session": "engine.single",
+    "open_store": "engine.queue.sqlite",
+    "QueueOptions": "engine.stored",
+    "Policy": "engine.queue.decision",
+    "read_rules": "engine.queue.retry",
+    "Submission": "engine.queue.values",
     "from_binary": "engine.content",
     "from_octets": "engine.content",
     "from_text": "engine.content",

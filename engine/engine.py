@@ -80,7 +80,7 @@ class Engine:
 
     Attributes:
         outcomes: One `Outcome` for each recipient submitted, as each becomes known; with a store one
-            for each of its attempts.
+            for each of its attempts, unless `QueueOptions` says otherwise.
         scheduler: Works the store, where there is one.
         events: What happens inside, for whoever subscribes.
     """
@@ -294,6 +294,18 @@ class Engine:
         if scope.cancelled_caught:
             self.cancel()
         return not scope.cancelled_caught
+
+    async def wait_empty(self) -> None:
+        """Wait until everybody in the store is done with, or held.
+
+        To be called once all was submitted.  Cancelled, nothing is different.
+
+        Raises:
+            ValueError: There is no store.
+        """
+        if self.scheduler is None:
+            raise ValueError("an engine without a store has nothing that waits")
+        await self.scheduler.wait_empty()
 
     def cancel(self) -> None:
         """Stop at once; as if cancelled from outside, but only this engine."""

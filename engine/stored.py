@@ -44,6 +44,7 @@ class QueueOptions:
 
     Attributes:
         policy: When to try again, and what becomes of who may have been delivered.
+        only_final: Whether the engine's outcomes are only those with which recipients leave the queue.
         on_settled: Told of outcomes and what they make of their recipients, before the store is,
             in place of whoever reads the engine's outcomes.  An `OSError` is taken for a lack that
             passes, and the same is told again later.
@@ -55,6 +56,7 @@ class QueueOptions:
     """
 
     policy: Policy = field(default_factory=Policy)
+    only_final: bool = False
     on_settled: Callable[[Sequence[Settled]], Awaitable[None]] | None = None
     owner: str = field(default_factory=unique_name)
     dead: Sequence[str] = ()
@@ -157,6 +159,8 @@ class Stored:
         self._seats.close()
 
     async def _tell(self, batch: Sequence[Settled]) -> None:
+        if self._options.only_final:
+            batch = [each for each in batch if each.is_final]
         # All or none: what is told twice in one run would be counted twice.
         if not self._is_closing:
             try:

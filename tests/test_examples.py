@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from engine.testing.sink import open_sink
+from engine.worker.config import load_config
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -50,6 +51,27 @@ async def test_an_example_sends_to_the_server_it_is_given(name: str, recipient: 
         await run(EXAMPLES / f"{name}.py", f"{sink.host}:{sink.port}")
         (message,) = sink.messages
     assert message.recipients == (f"{recipient}@example.net",)
+
+
+async def test_the_durable_queue_goes_on_until_all_are_done_with_and_knows_them_again(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    lines = (await run(EXAMPLES / "durable_queue.py")).splitlines()
+    assert sorted(line.rsplit(":", 1)[0] for line in lines) == [
+        "ada@example.net: delivered",
+        "grace@example.net: delivered",
+        "greylist@example.net: deferred",
+        "greylist@example.net: delivered",
+        "reject@example.net: failed",
+    ]
+    assert await run(EXAMPLES / "durable_queue.py") == ""
+
+
+def test_the_configuration_of_the_worker_can_be_used():
+    config = load_config(EXAMPLES / "worker" / "engine.toml")
+    assert len(config.retry.rules) == 2
+    assert config.table.defaults.max_connections == 20
 
 
 async def test_bulk_send_has_one_outcome_for_each_message():

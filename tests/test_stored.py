@@ -313,7 +313,7 @@ async def test_several_in_flight_are_marked_together(autojump_clock):
     assert sorted(number for marked in store.marked for number in marked) == [1, 2, 3, 4]
 
 
-async def test_what_cannot_be_marked_is_not_sent_and_not_counted(autojump_clock):
+async def test_what_cannot_be_marked_is_not_sent_and_not_counted(autojump_clock, caplog):
     store = WatchedStore()
     store.fails = True
     script = opening(True) + (
@@ -324,6 +324,8 @@ async def test_what_cannot_be_marked_is_not_sent_and_not_counted(autojump_clock)
 
     assert told([outcome]) == [f"{A} deferred local content io -"]
     assert "no space left on device" in outcome.text
+    assert "internal error" not in caplog.text
+    assert not caplog.records
     assert await left_in(store) == [(A, State.QUEUED, 0)]
 
 
@@ -440,6 +442,12 @@ async def test_a_route_that_was_found_is_told_to_the_store(autojump_clock):
 
     (entry,) = (await store.entries()).entries
     assert entry.site == "mx.test"
+
+
+async def test_without_a_store_nothing_waits():
+    async with Engine() as engine:
+        with pytest.raises(ValueError, match="without a store"):
+            await engine.wait_empty()
 
 
 def test_options_without_a_store_are_refused():

@@ -152,8 +152,8 @@ class Carrier:
             if self._may_begin:
                 await self._fill()
             if self._window:
-                if self._ends:
-                    await self._note_ends()
+                if self._ends and not await self._note_ends():
+                    continue
                 window, self._window = self._window, []
                 await session.send(*window)
                 if self._has_said_quit:

@@ -408,7 +408,7 @@ class Entry:
     last: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the entry as `queue list --json` prints it; times are as in RFC 3339 §5.6, in UTC."""
+        """Return the entry as `queue list --json` prints it; times as RFC 3339 §5.6 has them."""
         return {
             "message": self.message,
             "recipient": self.recipient,

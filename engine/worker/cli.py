@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 import click
 
+from engine.worker.cli_queue import config, queue, status
 from engine.worker.cli_run import run
+from engine.worker.cli_submit import sendmail, submit
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-from engine.worker.cli_queue import config, queue, status
-from engine.worker.cli_submit import sendmail, submit
 
 _EXITS = """\b
 Exit status:
@@ -330,6 +330,5 @@ def demo(messages: int, connections: int) -> int:
     return run_demo(messages, connections)
 
 
-cli.add_command(run)
-for _command in (submit, sendmail, queue, status, config):
+for _command in (run, submit, sendmail, queue, status, config):
     cli.add_command(_command)

@@ -88,7 +88,7 @@ _WHAT: Final = {
     ),
     "hold": (
         "Keep until released; what is under way is kept unless that attempt ends it.",
-        'queue hold --config engine.toml --job newsletter-12 --reason "wrong link"',
+        'queue hold --config engine.toml --job 12 --reason "bad link"',
     ),
     "release": (
         "Let go of what is held; it is due at once.",
@@ -270,7 +270,7 @@ def status(*, config: str, as_json: bool) -> int:
 
 @click.command(
     help=_CONFIG,
-    epilog="\b\nExit status: 0; 64 bad usage; 66 the file cannot be read; 78 bad configuration.",
+    epilog="Exit status: 0; 64 bad usage; 66 the file cannot be read; 78 bad configuration.",
 )
 @click.option("--config", metavar="FILE", help="Configuration, TOML; without it the defaults.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="As for send.")

@@ -115,13 +115,17 @@ def _plain(value: Any) -> Any:
 
 def _print_table(found: dict[str, tuple[Any, str]]) -> None:
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1), highlight=False)
-    table.add_column("Key", overflow="fold", min_width=20)
+    table.add_column("Key", no_wrap=True)
     table.add_column("Value", overflow="fold", min_width=16)
-    table.add_column("From", overflow="fold", min_width=8)
+    table.add_column("From", no_wrap=True)
     for key, (value, place) in found.items():
         shown = "-" if value is None else json.dumps(value, ensure_ascii=False)
         style = "dim" if place == _DEFAULT else ""
-        table.add_row(Text(key), Text(printable(shown), style), Text(printable(place), style))
+        table.add_row(
+            Text(key),
+            Text(printable(shown), style),
+            Text(printable(place.rpartition("/")[2]), style),
+        )
     parts: list[str] = []
     print_to(parts.append, _STDOUT, table)
     print("".join(parts), end="")

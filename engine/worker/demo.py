@@ -1,7 +1,8 @@
 """The command `demo`: a first look at the engine at work, on this machine alone.
 
 Starts the shipped sink as a process of its own, sends personalised mail to it through everything a
-real delivery goes through, and shows progress and result.  Nothing leaves the loopback interface.
+real delivery goes through, a durable queue included, and shows progress and result.  Nothing leaves
+the loopback interface, and the queue is gone afterwards.
 """
 
 from __future__ import annotations
@@ -12,23 +13,28 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 import trio
 from rich.text import Text
 
 from engine.content import from_text
-from engine.engine import Engine
 from engine.message import Message, Recipient
+from engine.queue.decision import Policy
+from engine.queue.retry import read_rules
+from engine.queue.sqlite import open_store
 from engine.settings import Settings
 from engine.worker.exits import Exit
 from engine.worker.output import open_output
+from engine.worker.patient import PatientEngine
 from engine.worker.run import Manner, run
 from engine.worker.screen import print_to
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
+    from engine.queue.store import Store
     from engine.worker.intake import Say, Source
 
 _NAMES: Final = ("Ada", "Björn", "Chloé", "Dmitri", "Emeka", "Fatima", "Grace", "Hiro")
@@ -66,6 +72,9 @@ _FAULTS: Final = {
     787: "reject",
     911: "close-after-dot",
 }
+
+#: Nobody wants to wait for a demonstration.
+_POLICY: Final = Policy(rules=read_rules([{"match": "*", "steps": ["1s", "2s"]}])[0])
 
 _NEXT: Final = """\
 Each recipient has exactly one outcome, and the troubles above were asked for.
@@ -143,13 +152,14 @@ def demo(messages: int, connections: int) -> int:
 
 
 async def _demo(messages: int, connections: int, manner: Manner) -> Exit:
-    async with _sink() as port:
-        engine = Engine(
-            Settings(max_connections=connections), routes=[("*", [f"127.0.0.1:{port}"])]
+    async with _sink() as port, _queue() as store:
+        engine = PatientEngine(
+            Settings(max_connections=connections), store, _POLICY, [("*", [f"127.0.0.1:{port}"])]
         )
         await _print(
             manner,
-            f"Sending {messages:,} messages to 127.0.0.1:{port}, a mail sink on this machine.\n",
+            f"Sending {messages:,} messages to 127.0.0.1:{port}, a mail sink on this machine,\n"
+            "through a queue on disk; who is put off is tried again a little later.\n",
         )
 
         def open_source(say: Say, incidents: object) -> Source:  # noqa: ARG001 - all is well-formed
@@ -165,6 +175,14 @@ async def _demo(messages: int, connections: int, manner: Manner) -> Exit:
 async def _print(manner: Manner, text: str) -> None:
     async with open_output(manner.stdout) as stdout:
         print_to(stdout.put, manner.stdout, Text(text, no_wrap=True, overflow="ignore"))
+
+
+@asynccontextmanager
+async def _queue() -> AsyncIterator[Store]:
+    """Have a durable queue for the time of a block."""
+    with TemporaryDirectory(prefix="engine-demo-") as folder:
+        async with open_store(Path(folder, "spool.sqlite")) as store:
+            yield store
 
 
 @asynccontextmanager

@@ -54,5 +54,7 @@ async def _run(config: Config, purpose: Purpose, do: Do, stdout: int) -> int:
 def tell(error: StoreError) -> Exit:
     """Say what is wrong with a store, and return the exit status for it."""
     print(error, file=sys.stderr)
+    if isinstance(error, StoreDamagedError):
+        print("what can still be read can be saved: queue export", file=sys.stderr)
     is_lasting = isinstance(error, StoreUnusableError | StoreDamagedError)
     return Exit.IO_ERROR if is_lasting else Exit.DEFERRED

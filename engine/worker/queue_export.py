@@ -58,7 +58,8 @@ def export(config_file: str | None, folder: Path) -> int:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            print(f"{folder}: found a folder that is not empty; allowed is one that is, or none")
+            text = "found a folder that is not empty; allowed is one that is, or none"
+            print(f"{folder}: {text}", file=sys.stderr)
             return Exit.USAGE
         return trio.run(_export, config, folder)
     except OSError as error:
@@ -78,7 +79,8 @@ async def _export(config: Config, folder: Path) -> int:
                 await _Exporter(folder, batch, damaged, tally, number, stores).run(store)
                 stores.append(store)
             except StoreError as error:
-                tally.status = tell(error)
+                print(error, file=sys.stderr)
+                tally.status = Exit.IO_ERROR
     if not tally.damaged:
         (folder / DAMAGED).unlink()
     print(f"{tally.saved:,} saved in {folder}, {tally.damaged:,} damaged")
@@ -192,8 +194,8 @@ def _line(
         "deadline": None if first.deadline is None else timestamp(first.deadline),
         "hold": True if first.state is State.HELD else None,
     }
-    if first.attempts == 0 and first.state is State.QUEUED and first.next_attempt is not None:
-        line["not_before"] = timestamp(first.next_attempt)
+    if stored.not_before is not None:
+        line["not_before"] = timestamp(stored.not_before)
     return {key: value for key, value in line.items() if value is not None}
 
 

@@ -14,7 +14,7 @@ import logging
 import signal
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
 import trio
 
@@ -37,9 +37,12 @@ from engine.worker.summary import Summary, render
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import TracebackType
 
-    from engine.engine import Engine
+    from engine.message import Message
     from engine.outcome import Outcome
+    from engine.report.statistics import Statistics
+    from engine.report.stream import EventStream
     from engine.worker.exits import Exit
     from engine.worker.intake import Say, Source
     from engine.worker.output import Output
@@ -71,7 +74,43 @@ class Manner:
     stderr: int = 2
 
 
-async def run(engine: Engine, open_source: OpenSource, manner: Manner) -> Exit:
+class Deliverer(Protocol):
+    """An engine, as far as a run is concerned; see `engine.engine.Engine`."""
+
+    events: EventStream
+
+    @property
+    def outcomes(self) -> trio.abc.ReceiveChannel[Outcome]:
+        """What became of recipients."""
+        ...
+
+    async def __aenter__(self) -> object:
+        """Begin."""
+        ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        """Finish what was submitted, unless there is an error."""
+        ...
+
+    async def submit(self, message: Message) -> object:
+        """Take a message."""
+        ...
+
+    def statistics(self) -> Statistics:
+        """Return the numbers of this moment."""
+        ...
+
+    def cancel(self) -> None:
+        """Stop at once."""
+        ...
+
+
+async def run(engine: Deliverer, open_source: OpenSource, manner: Manner) -> Exit:
     """Send all messages of a source and report what became of them.
 
     Args:
@@ -111,7 +150,7 @@ class _Desk:
 class _Run:
     """The tasks of a run and what they share."""
 
-    def __init__(self, engine: Engine, open_source: OpenSource, desk: _Desk) -> None:
+    def __init__(self, engine: Deliverer, open_source: OpenSource, desk: _Desk) -> None:
         self.incidents = Incidents()
         self._engine = engine
         self._source = open_source(desk.screen.say, self.incidents)

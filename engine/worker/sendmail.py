@@ -55,11 +55,11 @@ _PIECE_OCTETS: Final = 128 * 1024
 USAGE: Final = """\
 Usage: delivery-engine-sendmail [FLAGS] [RECIPIENT]...
 
-Put a message from standard input into the queue, as programs expect of sendmail.
+Put a message from standard input into the queue, as sendmail would.
 
   -t            send also to those whom To, Cc and Bcc name; take Bcc out
   -i, -oi       a line with a lone dot does not end the message
-  -f, -r ADDR   the reverse-path; by default the user's, "" or <> is the null path
+  -f, -r ADDR   the reverse-path; by default the user's; "" and <> are null
   -F NAME       the sender's full name, where From is missing
   -N DSN        when to report: never, or success,failure,delay
   -R RET        what a report returns: full or hdrs
@@ -70,12 +70,13 @@ Put a message from standard input into the queue, as programs expect of sendmail
   -bm           send, the default
   -bp           list the queue
 
--A, -d, -e, -G, -h, -L, -m, -n, -O, -o, -p, -q, -U, -v and -X are ignored. Date, Message-ID and From are
-added where they are missing. Addresses without a domain are of this host. Nothing is taken when an
-address cannot be used.
+-A, -d, -e, -G, -h, -L, -m, -n, -O, -o, -p, -q, -U, -v and -X are ignored.
+Date, Message-ID and From are added where they are missing. Addresses without a
+domain are of this host. Nothing is taken when an address cannot be used.
 
-Exit status: 0 taken; 64 bad usage; 65 bad address, or message; 66 the configuration cannot be read;
-74 the queue cannot be opened; 75 not taken, try again; 78 bad configuration."""
+Exit status: 0 taken; 64 bad usage; 65 bad address, or message; 66 the
+configuration cannot be read; 74 the queue cannot be opened; 75 not taken,
+try again; 78 bad configuration."""
 
 
 def sendmail(
@@ -244,13 +245,18 @@ class Draft:
         if not recipients:
             problems.append("found no recipient that can be used; at least one is needed")
             return None, problems
-        author = str(reverse_path) if reverse_path else f"MAILER-DAEMON@{self.host}"
+        # Who sends with the null path is a program.
+        author = (
+            (self.full_name, str(reverse_path))
+            if reverse_path
+            else ("Mail Delivery System", f"MAILER-DAEMON@{self.host}")
+        )
         head = completed(
             head,
             now=datetime.now().astimezone(),
             name=self.name,
             host=self.host,
-            author=(self.full_name, author),
+            author=author,
         )
         content = from_octets(head.octets)
         return (
@@ -276,7 +282,7 @@ class Draft:
             try:
                 recipients[full] = Recipient.parse(full, flags.notify)
             except ValueError as error:
-                problems.append(f"RECIPIENT {error}")
+                problems.append(f"RECIPIENT {str(error).removeprefix('address ')}")
         return tuple(recipients.values())
 
 

@@ -7,15 +7,17 @@ harmless.  Not here: what a queue can be asked (`engine.worker.desk`).
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import os
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
 from zlib import crc32
 
 import trio
 
 from engine.nursery import tasks_beside
-from engine.queue.errors import StoreUnusableError
+from engine.queue.errors import StoreBusyError, StoreUnusableError
 from engine.queue.values import EVERYBODY, Accepted
 from engine.worker.control_client import ControlClient, ControlLostError, open_control
 from engine.worker.desk import Asked, Desk, Refused
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
+    from engine.queue.store import Store
     from engine.queue.values import Action, Counts, Entry, Page, Selection, Submission
     from engine.worker.config import Config
     from engine.worker.desk import Answer, Status
@@ -172,10 +175,43 @@ class Shard(Asked):
 
             yield Desk(MemoryStore())
             return
+        if self._purpose == "submit":
+            await trio.to_thread.run_sync(_give_to_owner, self.file)
+        async with AsyncExitStack() as stack:
+            store = await self._open_store(stack)
+            yield Desk(store, max_message_octets=self._max_message_octets)
+
+    async def _open_store(self, stack: AsyncExitStack) -> Store:
         from engine.queue.sqlite import open_store
 
-        async with open_store(self.file, is_read_only=self._purpose == "look") as store:
-            yield Desk(store, max_message_octets=self._max_message_octets)
+        opener = partial(open_store, self.file, is_read_only=self._purpose == "look")
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return await stack.enter_async_context(opener())
+            except StoreBusyError:
+                # Two who make a file at the same time do not wait for each other.
+                await trio.sleep(_PAUSE)
+        return await stack.enter_async_context(opener())
+
+
+def _give_to_owner(file: Path) -> None:
+    """Make a file that is not there for the owner of its folder, where root submits first.
+
+    Else the worker, which runs as somebody else, could not open it.  SQLite gives what it makes
+    beside a file the file's owner.
+    """
+    if os.geteuid() != 0:
+        return
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError:
+        # It is there, or whoever opens it says what is wrong.
+        return
+    try:
+        owner = file.parent.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    finally:
+        os.close(descriptor)
 
 
 class Shards:

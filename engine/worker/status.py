@@ -107,7 +107,7 @@ def _record(look: _Look) -> dict[str, Any]:
 
 
 def _dated(facts: Mapping[str, Any], *moments: str) -> dict[str, Any]:
-    """Return facts with moments as RFC 3339 has them; 0 is none."""
+    """Return facts with moments as RFC 3339 §5.6 has them; 0 is none."""
     return {
         key: (timestamp(value) if value else None) if key in moments else value
         for key, value in facts.items()

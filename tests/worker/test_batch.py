@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.smtp.address import parse_mailbox
-from engine.worker.batch import TOO_LONG, LineSplitter, read_entry
+from engine.worker.batch import TOO_LONG, Entry, LineSplitter, Wishes, read_entry
 
 CONTENT = "Subject: hello\n\nworld\n"
 GOOD = {"sender": "a@x.test", "recipients": ["b@y.test"], "content": CONTENT}
@@ -272,3 +272,58 @@ def test_a_line_that_is_too_long_is_not_held():
     assert sum(map(len, splitter._parts)) <= 1000
     assert list(splitter.finish()) == [(1, None)]
     assert "64 MiB" in TOO_LONG
+
+
+# ---- lines for the queue --------------------------------------------------------------------------
+
+
+def for_queue(**changes: object) -> tuple[Entry | None, tuple[str, ...]]:
+    record = {"sender": "a@x.test", "recipients": ["b@y.test"], "content": "x"} | changes
+    return read_entry(json.dumps(record).encode(), is_for_queue=True)
+
+
+def test_lines_for_the_queue_may_say_how_their_message_is_queued():
+    wishes = {
+        "tenant": "t",
+        "job": "",
+        "priority": -9,
+        "not_before": "2026-08-23T10:00:00Z",
+        "deadline": 1_800_000_000.5,
+        "hold": False,
+    }
+    entry, problems = for_queue(**wishes)
+    assert problems == ()
+    assert entry is not None
+    assert entry.wishes == Wishes(**wishes)
+    assert for_queue(**dict.fromkeys(wishes))[0].wishes == Wishes()
+    assert for_queue()[0].wishes == Wishes()
+
+
+def test_other_lines_may_not():
+    line = b'{"sender": "", "recipients": ["b@y.test"], "content": "x", "job": "j"}'
+    entry, (problem,) = read_entry(line)
+    assert entry is None
+    assert problem.startswith("job: found an unknown key")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("tenant", 7, "tenant: found 7; allowed a text of 255 characters at most"),
+        ("tenant", "t" * 256, "tenant: found "),
+        ("job", "a\0b", "without NUL"),
+        ("job", "\ud800", "job: found "),
+        ("priority", 10, "priority: found 10; allowed a whole number from -9 to 9"),
+        ("priority", 1.0, "priority: found 1.0"),
+        ("priority", True, "priority: found true"),
+        ("not_before", "later", 'not_before: found "later"; allowed a time with its zone'),
+        ("deadline", "2026-08-23T10:00:00", "deadline: found "),
+        ("deadline", [1], "deadline: found [1]"),
+        ("hold", "yes", 'hold: found "yes"; allowed true or false'),
+    ],
+)
+def test_wishes_that_cannot_be_are_refused(key: str, value: object, said: str):
+    entry, problems = for_queue(**{key: value})
+    assert entry is None
+    (problem,) = problems
+    assert said in problem

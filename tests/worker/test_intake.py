@@ -256,3 +256,25 @@ async def test_a_batch_that_is_left_early_closes_its_file(ear: Ear, tmp_path: Pa
     async with aclosing(ear.batch(file).messages()) as messages:
         await anext(messages)
     assert open_files() == before
+
+
+# ---- for the queue --------------------------------------------------------------------------------
+
+
+async def test_a_batch_for_the_queue_says_what_else_its_lines_say(ear: Ear, tmp_path: Path):
+    (tmp_path / "b.jsonl").write_text("\n" + line(id="x", job="j") + line(hold=True))
+    batch = Batch(str(tmp_path / "b.jsonl"), ear.said.append, ear.incidents, is_for_queue=True)
+
+    async with aclosing(batch.items()) as items:
+        first, second = [item async for item in items]
+
+    assert (first.line, first.message.id, first.entry.id) == (2, "x", "x")
+    assert (second.line, second.message.id, second.entry.id) == (3, "2", None)
+    assert (first.entry.wishes.job, second.entry.wishes.hold) == ("j", True)
+    assert ear.said == []
+
+
+async def test_a_batch_that_is_sent_now_has_no_wishes(ear: Ear, tmp_path: Path):
+    (tmp_path / "b.jsonl").write_text(line(job="j"))
+    assert await read(ear.batch(tmp_path / "b.jsonl")) == []
+    assert ear.noted == (True, False)

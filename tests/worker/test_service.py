@@ -11,7 +11,6 @@ from functools import partial
 
 import pytest
 import trio
-from engine.worker.control_client import open_control
 
 from engine.errors import ConfigError
 from engine.queue.errors import StoreDamagedError, StoreFullError, StoreVersionError
@@ -20,6 +19,7 @@ from engine.queue.values import EVERYBODY, Action, Recovered
 from engine.testing.clock import FakeClock
 from engine.worker import service as module
 from engine.worker.config import load_config
+from engine.worker.control_client import open_control
 from engine.worker.lock import LockedError, hold_lock
 from engine.worker.notify import Notifier
 from engine.worker.output import open_output

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from contextlib import aclosing, asynccontextmanager
 from zlib import crc32
 
@@ -84,6 +85,19 @@ async def test_without_a_worker_the_file_is_used_and_made(make, tmp_path):
     async with open_shards(config, "look") as shards:
         assert [entry.message for entry in await entries_of(shards)] == ["x"]
     assert (tmp_path / "spool.sqlite").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+async def test_a_file_that_root_makes_is_of_the_owner_of_its_folder(make, tmp_path):
+    config = make()
+    os.chown(tmp_path, 12_345, 23_456)
+    async with open_shards(config, "submit") as shards:
+        await shards.submit([mail(id="x")])
+        found = [path.stat() for path in tmp_path.glob("spool.sqlite*")]
+    assert len(found) == 3
+    assert {(each.st_uid, each.st_gid, each.st_mode & 0o777) for each in found} == {
+        (12_345, 23_456, 0o600)
+    }
 
 
 async def test_who_only_looks_or_steers_makes_no_file(make, tmp_path):

@@ -340,6 +340,23 @@ async def test_it_works_with_a_worker_and_without(place):
         assert (await store.counts(now=START)).messages == 301
 
 
+async def test_many_may_make_the_queue_at_the_same_time(place):
+    statuses = []
+
+    async def submit_one(number):
+        done = await run_engine(
+            *("submit", "--config", place.config, "--sender", "me@x.test", "a@one.test"),
+            stdin=f"Subject: {number}\n\n".encode(),
+        )
+        statuses.append((done.status, done.err))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(6):
+            nursery.start_soon(submit_one, number)
+    assert statuses == [(0, "")] * 6
+    assert len(await place.entries()) == 6
+
+
 async def test_a_worker_that_ends_half_way_loses_nothing(place, monkeypatch):
     monkeypatch.chdir(ROOT)
     arguments = ["submit", "--config", str(place.config), "--batch", "-", "--json"]
@@ -377,7 +394,7 @@ async def test_an_interrupt_ends_the_reading_and_keeps_what_was_read(place):
         )
         await process.stdin.send_all(line(id="x").encode())
         with trio.fail_after(30):
-            while not place.file.exists() or not await place.entries():  # noqa: ASYNC110
+            while not await place.is_there():  # noqa: ASYNC110
                 await trio.sleep(0.05)
         process.send_signal(signal.SIGINT)
     assert process.returncode == 130

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from engine.queue.values import State
+from tests.queue.mail import mail, take
+from tests.worker.commands import run_command
+
+NOW = time.time()
+
+
+async def queue(place, name, *arguments):
+    return await run_command("queue", name, "--config", place.config, *arguments)
+
+
+async def states(place):
+    return {entry.recipient: entry.state for entry in await place.entries()}
+
+
+async def test_recipients_are_held_and_released(place):
+    await place.fill(mail("a@one.test", "b@two.test", id="x"), mail("c@one.test", id="y"))
+
+    held = await queue(place, "hold", "--domain", "one.test", "--reason", "wrong link")
+    assert (held.status, held.out) == (0, "2 recipients held\n")
+    assert await states(place) == {
+        "a@one.test": State.HELD,
+        "b@two.test": State.QUEUED,
+        "c@one.test": State.HELD,
+    }
+    assert {entry.reason for entry in await place.entries()} == {"wrong link", ""}
+
+    released = await queue(place, "release", "--message", "y", "--json")
+    assert json.loads(released.out) == {"action": "release", "recipients": 1}
+    assert (await states(place))["c@one.test"] is State.QUEUED
+
+
+async def test_recipients_are_tried_at_once(place):
+    await place.fill(mail("a@one.test", id="x", at=NOW))
+    await place.defer(NOW + 1)
+    assert (await queue(place, "retry", "--all")).out == "1 recipient due now\n"
+    (entry,) = await place.entries()
+    assert entry.next_attempt <= time.time()
+
+
+async def test_what_is_purged_is_gone_and_what_is_cancelled_has_failed(place):
+    await place.fill(mail("a@one.test", id="x"), mail("b@two.test", id="y"))
+    assert (await queue(place, "purge", "--message", "x")).out == "1 recipient deleted\n"
+    assert list(await states(place)) == ["b@two.test"]
+    assert (await queue(place, "cancel", "--all")).out == "1 recipient cancelled\n"
+    assert (await states(place))["b@two.test"] is State.ENDED
+
+
+async def test_a_worker_that_runs_is_asked(place):
+    async with place.worker() as store:
+        await store.submit([mail("a@one.test", at=NOW)])
+        await take(store, NOW + 1)
+        before = store.changes
+        done = await queue(place, "hold", "--all")
+        assert done.out == "1 recipient held\n"  # once its attempt is settled
+        assert store.changes > before
+
+
+@pytest.mark.parametrize("name", ["retry", "hold", "release", "cancel", "purge"])
+async def test_nothing_is_done_to_everybody_by_mistake(name, place):
+    await place.fill(mail("a@one.test", id="x"))
+    for arguments in ((), ("--all", "--message", "x"), ("--domain", "a b")):
+        done = await queue(place, name, *arguments)
+        assert done.status == 64
+        assert "Error: " in done.err
+    assert await states(place) == {"a@one.test": State.QUEUED}
+
+
+async def test_in_an_empty_queue_there_is_nothing_to_do(place):
+    done = await queue(place, "retry", "--all")
+    assert (done.status, done.out) == (0, "0 recipients due now\n")
+    assert not place.file.exists()
+
+
+async def test_weights_are_given_to_tenants_and_jobs(place):
+    assert (await queue(place, "weight", "--tenant", "t", "2.5")).out == "tenant has weight 2.5\n"
+    done = await queue(place, "weight", "--tenant", "t", "--job", "j", "3")
+    assert (done.status, done.out) == (0, "job has weight 3\n")
+    bad = await queue(place, "weight", "--tenant", "t", "0")
+    assert (bad.status, bad.err) == (64, "weight 0.0; allowed are finite numbers above 0\n")

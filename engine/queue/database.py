@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.resources import files
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 _APPLICATION_ID: Final = 0x44457175
 #: How long we wait for another process's transaction, which takes milliseconds.
 DEFAULT_BUSY_SECONDS: Final = 10.0
+#: Between two tries to open a file, in seconds.
+_PAUSE: Final = 0.02
 #: Of pages, the rest is the system's cache; a million recipients need no more.
 _CACHE_KIB: Final = 32 * 1024
 #: Pages in the log before they are moved into the file: a page that is written often in between,
@@ -233,6 +236,23 @@ def open_database(
     """
     # Absolute, so that SQLite's special names are names of files as well.
     path = Path(path).absolute()
+    until = time.monotonic() + busy_seconds
+    while True:
+        try:
+            connection = _open(path, is_read_only=is_read_only, busy_seconds=busy_seconds)
+        except StoreBusyError:
+            # SQLite itself does not wait where another process makes the file, nor at the first
+            # look where one moves the log into it, as the last to close it does.
+            if time.monotonic() >= until:
+                raise
+            time.sleep(_PAUSE)
+            continue
+        connection.execute(f"pragma cache_size = -{cache_kib}")
+        connection.execute("pragma temp_store = memory")
+        return Database(connection, path, is_read_only=is_read_only)
+
+
+def _open(path: Path, *, is_read_only: bool, busy_seconds: float) -> apsw.Connection:
     try:
         if not is_read_only:
             _make(path)
@@ -246,15 +266,13 @@ def open_database(
     try:
         connection.set_busy_timeout(round(busy_seconds * 1000))
         _prepare(connection, path, is_read_only=is_read_only)
-        connection.execute(f"pragma cache_size = -{cache_kib}")
-        connection.execute("pragma temp_store = memory")
     except apsw.Error as error:
         connection.close()
         raise translate(error, path) from error
     except BaseException:
         connection.close()
         raise
-    return Database(connection, path, is_read_only=is_read_only)
+    return connection
 
 
 def open_in_memory() -> Database:
@@ -371,7 +389,8 @@ def translate(error: Exception, path: Path) -> Exception:
         return StoreDamagedError(f"{path}: it is no store, or its beginning is damaged")
     if isinstance(error, apsw.CorruptError | apsw.FormatError):
         return StoreDamagedError(f"{path}: it is damaged ({error})")
-    if isinstance(error, apsw.BusyError | apsw.LockedError):
+    # ProtocolError: behind a crash SQLite itself has waited for ten seconds.
+    if isinstance(error, apsw.BusyError | apsw.LockedError | apsw.ProtocolError):
         return StoreBusyError(f"{path}: another process holds it for too long")
     if isinstance(error, apsw.CantOpenError):
         return StoreUnusableError(f"{path}: it cannot be opened ({_why_not(path)})")

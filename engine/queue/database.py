@@ -13,10 +13,10 @@ import os
 import re
 import time
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import apsw
 
@@ -33,19 +33,22 @@ from engine.queue.errors import (
 from engine.queue.named_sql import parse_statements
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+_R = TypeVar("_R")
+
 
 #: Marks a SQLite file as a queue of ours, so that no option mistyped makes us write to another's.
 _APPLICATION_ID: Final = 0x44457175
 #: How long we wait for another process's transaction, which takes milliseconds.
 DEFAULT_BUSY_SECONDS: Final = 10.0
-#: Between two tries to open a file, in seconds.
-_PAUSE: Final = 0.02
 #: Of pages, the rest is the system's cache; a million recipients need no more.
 _CACHE_KIB: Final = 32 * 1024
 #: Pages in the log before they are moved into the file: a page that is written often in between,
 #: as most are, is then moved once.  16 MiB.
 _CHECKPOINT_PAGES: Final = 4000
+#: Between two looks at a file that somebody else has just made, in seconds.
+_BUSY_PAUSE: Final = 0.01
 #: Below this an unexplained I/O error is a full disk.
 _FULL_OCTETS: Final = 1024 * 1024
 
@@ -236,43 +239,30 @@ def open_database(
     """
     # Absolute, so that SQLite's special names are names of files as well.
     path = Path(path).absolute()
-    until = time.monotonic() + busy_seconds
-    while True:
-        try:
-            connection = _open(path, is_read_only=is_read_only, busy_seconds=busy_seconds)
-        except StoreBusyError:
-            # SQLite itself does not wait where another process makes the file, nor at the first
-            # look where one moves the log into it, as the last to close it does.
-            if time.monotonic() >= until:
-                raise
-            time.sleep(_PAUSE)
-            continue
-        connection.execute(f"pragma cache_size = -{cache_kib}")
-        connection.execute("pragma temp_store = memory")
-        return Database(connection, path, is_read_only=is_read_only)
-
-
-def _open(path: Path, *, is_read_only: bool, busy_seconds: float) -> apsw.Connection:
     try:
         if not is_read_only:
             _make(path)
         elif not path.is_file():
             raise StoreUnusableError(f"{path}: there is no such file")
-        connection = _connect(path, is_read_only=is_read_only)
+        connect = partial(_connect, path, is_read_only=is_read_only)
+        connection = _patiently(connect, busy_seconds)
     except OSError as error:
         raise _unusable(path, error) from None
     except apsw.Error as error:
         raise translate(error, path) from error
     try:
         connection.set_busy_timeout(round(busy_seconds * 1000))
-        _prepare(connection, path, is_read_only=is_read_only)
+        prepare = partial(_prepare, connection, path, is_read_only=is_read_only)
+        _patiently(prepare, busy_seconds)
+        connection.execute(f"pragma cache_size = -{cache_kib}")
+        connection.execute("pragma temp_store = memory")
     except apsw.Error as error:
         connection.close()
         raise translate(error, path) from error
     except BaseException:
         connection.close()
         raise
-    return connection
+    return Database(connection, path, is_read_only=is_read_only)
 
 
 def open_in_memory() -> Database:
@@ -311,6 +301,18 @@ def _open_and_look(name: str, flags: int) -> apsw.Connection:
         connection.close()
         raise
     return connection
+
+
+def _patiently(do: Callable[[], _R], seconds: float) -> _R:
+    """Do something until nobody else holds the file; SQLite waits for most of that, not for all."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return do()
+        except apsw.BusyError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_BUSY_PAUSE)
 
 
 def _prepare(connection: apsw.Connection, path: Path, *, is_read_only: bool) -> None:

@@ -40,12 +40,19 @@ class Envelope(NamedTuple):
     sha256: str
     upload: int | None
     not_before: int | None
+    is_tls_optional: int
+    is_binary: int
 
     @property
     def facts(self) -> ContentFacts:
         """What is known about its content."""
         return ContentFacts(
-            self.octets, bool(self.is_8bit), self.longest_line, bool(self.has_utf8_header)
+            self.octets,
+            bool(self.is_8bit),
+            self.longest_line,
+            bool(self.has_utf8_header),
+            bool(self.is_tls_optional),
+            bool(self.is_binary),
         )
 
 

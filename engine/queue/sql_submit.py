@@ -97,6 +97,8 @@ def pack(submission: Submission, octets: bytes | None, sha256: str, upload: int 
         sha256,
         upload,
         None if submission.not_before is None else to_milliseconds(submission.not_before),
+        int(facts.is_tls_optional),
+        int(facts.is_binary),
     )
     return Parcel(
         message.id,

@@ -10,14 +10,13 @@ from __future__ import annotations
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
 from zlib import crc32
 
 import trio
 
 from engine.nursery import tasks_beside
-from engine.queue.errors import StoreBusyError, StoreUnusableError
+from engine.queue.errors import StoreUnusableError
 from engine.queue.values import EVERYBODY, Accepted
 from engine.worker.control_client import ControlClient, ControlLostError, open_control
 from engine.worker.desk import Asked, Desk, Refused
@@ -184,14 +183,9 @@ class Shard(Asked):
     async def _open_store(self, stack: AsyncExitStack) -> Store:
         from engine.queue.sqlite import open_store
 
-        opener = partial(open_store, self.file, is_read_only=self._purpose == "look")
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return await stack.enter_async_context(opener())
-            except StoreBusyError:
-                # Two who make a file at the same time do not wait for each other.
-                await trio.sleep(_PAUSE)
-        return await stack.enter_async_context(opener())
+        return await stack.enter_async_context(
+            open_store(self.file, is_read_only=self._purpose == "look")
+        )
 
 
 def _give_to_owner(file: Path) -> None:

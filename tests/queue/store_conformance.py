@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 import trio
 
-from engine.content import from_octets, from_text
+from engine.content import from_binary, from_octets, from_text
 from engine.errors import SubmitError
 from engine.message import Message, Recipient
 from engine.queue.errors import DuplicateIdError, LeaseLostError
@@ -96,6 +96,20 @@ async def the_null_path_stays_null(store):
 
     assert lease.messages[0].message.reverse_path is None
     assert (await entries_of(store))[0].sender == ""
+
+
+async def what_a_content_asks_of_a_host_is_kept(store):
+    optional = from_text("TLS-Required: No\nSubject: x\n\nhello\n")
+    binary = from_binary(b"Subject: x\r\n\r\n\x00\xff")
+
+    await store.submit([mail("a@one.test", id="x", content=optional)])
+    await store.submit([mail("a@two.test", id="y", content=binary)])
+    lease = await take(store)
+
+    found = {each.message.id: each.message.content.facts for each in lease.messages}
+    assert found == {"x": optional.facts, "y": binary.facts}
+    assert found["x"].is_tls_optional
+    assert found["y"].is_binary
 
 
 async def an_empty_content_is_a_content(store):

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import apsw
@@ -42,7 +43,7 @@ def other_connection(path):
 
 
 def submit_one(db, name="x"):
-    row = [name, "", None, None, 0, 0, "", "", 0, 0, None, 0, 0, 0, 0, "", None, None, ""]
+    row = [name, "", None, None, 0, 0, "", "", 0, 0, None, 0, 0, 0, 0, "", None, None, 0, 0, ""]
     db.run("insert_messages", rows=module.json.dumps([row]))
 
 
@@ -186,6 +187,17 @@ def test_a_file_whose_log_cannot_be_read_is_not_read_without_it(path, monkeypatc
 
     with pytest.raises(StoreUnusableError):
         open_database(path, is_read_only=True)
+
+
+def test_those_who_make_one_file_at_the_same_time_wait_for_each_other(tmp_path):
+    def make(path):
+        with closing(open_database(path)) as db:
+            return next(db.pragma("user_version"))
+
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(10):
+            path = tmp_path / f"{number}.sqlite"
+            assert set(threads.map(make, [path] * 8)) == {len(migrations())}
 
 
 # -- migrations ---------------------------------------------------------------------------------

@@ -88,8 +88,30 @@ def test_small_contents_can_be_read_in_pieces_too():
 
 def test_messages_without_their_content_are_damaged():
     db = open_in_memory()
-    row = ["x", "", None, None, 0, 0, "", "", 0, 0, None, 0, 0, 0, 0, checksum(b""), None, None, ""]
-    rows = [row, ["y", *row[1:]], ["large", *row[1:16], 7, None, ""]]
+    row = [
+        "x",
+        "",
+        None,
+        None,
+        0,
+        0,
+        "",
+        "",
+        0,
+        0,
+        None,
+        0,
+        0,
+        0,
+        0,
+        checksum(b""),
+        None,
+        None,
+        0,
+        0,
+        "",
+    ]
+    rows = [row, ["y", *row[1:]], ["large", *row[1:16], 7, None, 0, 0, ""]]
     db.run("insert_messages", rows=json.dumps(rows))
     db.insert_many("insert_contents", [(1, b"")])
 

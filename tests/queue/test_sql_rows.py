@@ -25,6 +25,8 @@ def envelope(**changes):
         "",
         None,
         None,
+        0,
+        0,
     )
     return row._replace(**changes)
 

@@ -133,7 +133,7 @@ on conflict (tenant, is_job, job) do update set weight = excluded.weight
 select json_group_array(json_array(
     m.number, m.id, m.reverse_path, m.envid, m.ret, m.require_tls, m.smtputf8, m.tenant, m.job,
     m.priority, m.submitted_at, m.deadline, m.octets, m.is_8bit, m.longest_line, m.has_utf8_header,
-    m.sha256, m.upload, m.not_before
+    m.sha256, m.upload, m.not_before, m.is_tls_optional, m.is_binary
 ))
 from json_each(:messages) as j join messages as m on m.number = j.value
 

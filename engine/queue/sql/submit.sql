@@ -9,12 +9,13 @@ from json_each(:ids) as j join messages as m on m.id = j.value
 insert into messages (
     id, reverse_path, envid, ret, require_tls, smtputf8, tenant, job, priority, submitted_at,
     deadline, octets, is_8bit, longest_line, has_utf8_header, sha256, upload, not_before,
-    fingerprint
+    is_tls_optional, is_binary, fingerprint
 )
 select
     value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6,
     value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13,
-    value ->> 14, value ->> 15, value ->> 16, value ->> 17, value ->> 18
+    value ->> 14, value ->> 15, value ->> 16, value ->> 17, value ->> 18, value ->> 19,
+    value ->> 20
 from json_each(:rows)
 
 -- The rows are bound, for JSON has no octets.

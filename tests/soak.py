@@ -40,8 +40,9 @@ COUNT_PART, COUNT_SLACK = 0.1, 8
 BACKLOG_SECONDS = 5.0
 #: How long the speed is measured.
 MEASURE_SECONDS = 10.0
+#: Lines written at a time.
+_AT_ONCE = 500
 DOMAINS = 32
-OCTETS = 4096
 #: One in so many goes where it has trouble, of each kind in turn.
 ODD_EVERY = 40
 #: No `421`: a site that says so is left alone, and its mail piles up.
@@ -184,15 +185,16 @@ class Soak:
                 await self._feed.wait()
                 await self._feed.stdin.aclose()
 
-    async def feed(self, rate):
-        """Give it so many messages a second, until cancelled."""
+    async def feed(self, rate, is_enough):
+        """Give it so many messages a second until it is enough; all lines are whole ones."""
         began, given = trio.current_time(), 0
-        while True:
+        while not is_enough.is_set():
             due = int((trio.current_time() - began) * rate) - given
-            lines = [self._line() for _ in range(max(due, 0))]
+            lines = [self._line() for _ in range(min(due, _AT_ONCE))]
             given += len(lines)
             await self._feed.stdin.send_all("".join(lines).encode())
-            await trio.sleep(0.1)
+            with trio.move_on_after(0.1 if due < _AT_ONCE else 0):
+                await is_enough.wait()
 
     def _line(self):
         self.number += 1
@@ -255,12 +257,12 @@ def _facts(pid):
 
 async def measure(soak):
     """Return how many messages a second it can do, with as much to do as it wants."""
-    before = await soak.sample()
+    before, is_enough = await soak.sample(), trio.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(soak.feed, 1e5)
+        nursery.start_soon(soak.feed, 1e5, is_enough)
         await trio.sleep(MEASURE_SECONDS)
-        nursery.cancel_scope.cancel()
-    after = await soak.sample()
+        after = await soak.sample()
+        is_enough.set()
     return (after.done - before.done) / (after.at - before.at)
 
 
@@ -284,8 +286,9 @@ async def run(folder, *, minutes, rate, processes, show=print):
                     async with soak.submitting():
                         rate = await measure(soak) / 2
                     show(f"half of what it can do is {rate:.0f} messages a second")
+                is_enough = trio.Event()
                 async with soak.submitting(), trio.open_nursery() as nursery:
-                    nursery.start_soon(soak.feed, rate)
+                    nursery.start_soon(soak.feed, rate, is_enough)
                     soak.begin()
                     show(f"{'s':>6}{'MB':>8}{'fds':>6}{'threads':>8}{'tasks':>7}"
                          f"{'waiting':>9}{'done':>10}{'disk MB':>9}")  # fmt: skip
@@ -296,7 +299,7 @@ async def run(folder, *, minutes, rate, processes, show=print):
                             f"{sample.threads:8}{sample.tasks:7}{sample.waiting:9,}"
                             f"{sample.done:10,}{sample.disk / 1e6:9.1f}"
                         )
-                    nursery.cancel_scope.cancel()
+                    is_enough.set()
     return samples, rate
 
 

@@ -197,7 +197,10 @@ class Drill:
 
     def read_moved(self):
         for moved in self._moved:
-            self.told.read(moved.read_text())
+            text = moved.read_text()
+            # A line that was cut short by a kill was told to nobody; had the file stayed, whoever
+            # writes next would have taken it back.
+            self.told.read(text[: text.rfind("\n") + 1])
             moved.unlink()
         self._moved.clear()
 

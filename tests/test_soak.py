@@ -52,6 +52,14 @@ def test_what_grows_steadily_is_found(name, slope):
     assert problem.startswith("the queue" if name == "waiting" else name)
 
 
+def test_memory_may_follow_the_file_until_all_of_it_that_is_cached_is_there():
+    assert judge(samples(memory=20_000, disk=20_000), RATE) == []
+    large = [replace(s, disk=s.disk + 40_000_000) for s in samples(memory=20_000, disk=20_000)]
+    (problem,) = judge(large, RATE)
+    assert problem.startswith("memory went from")
+    assert judge(large, RATE, processes=2) == []
+
+
 def test_what_comes_and_goes_does_not_count():
     wave = [
         replace(s, descriptors=40 + round(6 * math.sin(s.at)), memory=s.memory + s.at % 3 * 1e6)

@@ -7,6 +7,7 @@ what happens to those that are not done here, is the source's: a pool's visit, o
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -44,6 +45,10 @@ if TYPE_CHECKING:
 _QUICK_OCTETS: Final = 32 * 1024
 #: Larger ones are not converted: they would have to be held in memory.
 _MOST_CONVERTED: Final = 64 * 1024 * 1024
+
+
+#: The parameter of RFC 1870 §4.
+_SIZE: Final = re.compile(rb" SIZE=[0-9]+")
 
 
 class Source(Protocol):
@@ -99,6 +104,8 @@ class _Flight(Transaction):
         content: Which content of the session is its, from 1; 0 while none was sent.
         is_behind: Whether it was begun with another one in flight.
         is_reset: Whether RSET goes before it, whose reply is owed.
+        is_nested: Whether the one before it may still have been open, so that a refusal of its MAIL
+            says nothing about the host.
         is_alone: Whether nothing may be in flight with it.
         is_overruled: Whether greeting or hello made its refusals void.
         overruling: What they mean instead; `None`: that all is to be asked again in turn.
@@ -113,6 +120,7 @@ class _Flight(Transaction):
     content = 0
     is_behind = False
     is_reset = False
+    is_nested = False
     is_alone = False
     is_overruled = False
     overruling: Verdict | None = None
@@ -361,10 +369,12 @@ class Carrier:
         flying = self._flying
         if flying:
             flight.is_behind = True
-            if not flying[-1].is_accepted:
-                # Should nobody of the one before be accepted, no content ends it: MAIL would be
-                # nested, which servers count as an error (Exim hangs up at the fourth), and a
-                # server that goes on would deliver this one under the other's reverse-path.
+            before = flying[-1]
+            if not before.is_accepted and (host.has_refused or _terms(before) != _terms(flight)):
+                # Should nobody of the one before be accepted, no content ends it, and MAIL would be
+                # nested: an error, but a server that goes on would deliver this one on the terms of
+                # the other.  Where these are the same that does no harm; but servers count errors
+                # (Exim hangs up at the fourth), so after a first refusal all begin with RSET.
                 flight.is_reset = True
                 self._window.append(RSET)
         flying.append(flight)
@@ -518,8 +528,11 @@ class Carrier:
                 host.note_stream()
             elif not attempt.is_callout:
                 host.depth.delivered()
-        elif self._flying and not flight.is_accepted:
-            host.refusals += 1
+        elif not flight.is_accepted:
+            host.has_refused = True
+            if self._flying:
+                host.refusals += 1
+                self._flying[0].is_nested = not self._flying[0].is_reset
         if not attempt.jobs:
             self._source.done(attempt)
 
@@ -549,6 +562,8 @@ class Carrier:
                 # What was said of one recipient is nothing to another one.
                 of_all = [each for each in verdicts if each.scope is not Scope.RECIPIENT]
                 attempt.setback = of_all[-1] if of_all else attempt.setback
+        elif flight.doubtful and flight.is_nested:
+            return self._ask_again(flight, flight.doubtful)
         elif flight.doubtful and flight.is_behind:
             # It does not take commands behind a content: again, and one by one from here on.
             self._host.depth.refused()
@@ -661,6 +676,11 @@ def _end_of(flight: _Flight) -> tuple[str, list[str]]:
 def _domain_of(job: _Job) -> str:
     """Return the domain of a job's recipients, where they are all of one."""
     return job.attempt.recipients[job.group[0]].mailbox.routing_domain
+
+
+def _terms(flight: _Flight) -> bytes:
+    """Return what holds for whatever its transaction delivers: MAIL, but for the size."""
+    return _SIZE.sub(b"", flight.envelope.mail.octets, count=1)
 
 
 def _pieces(places: Sequence[int], most: int) -> list[Sequence[int]]:

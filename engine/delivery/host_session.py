@@ -78,6 +78,7 @@ class HostSession:
         takes_streams: Whether it is known, or has shown, to take several in flight.
         transactions: Mail transactions begun.
         refusals: Those of them that nobody was accepted of, with others in flight behind.
+        has_refused: Whether there was one that nobody was accepted of.
         ending: How the session ended, `done` when it ended with our QUIT; empty before.
         is_confirmed: Whether it has greeted us and taken our hello, so that a session stands.
         retry: How the host should be asked once more, where it could not be used.
@@ -115,6 +116,7 @@ class HostSession:
         self.dialect = Dialect(NO_CAPABILITIES)
         self.depth = Depth(1, is_known=False, round_trip=None, is_possible=False)
         self.transactions = self.refusals = 0
+        self.has_refused = False
         self.ending = ""
         self.is_confirmed = False
         self.retry: Retry | None = None

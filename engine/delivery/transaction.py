@@ -131,7 +131,7 @@ class Transaction:
             is_callout: Whether recipients are only asked about, and no content is sent.
         """
         self.verdicts: list[Verdict | None] = [None] * len(envelope.rcpts)
-        self._envelope = envelope
+        self.envelope = envelope
         self._content = content
         self._peer = peer
         self._manner = manner
@@ -145,7 +145,7 @@ class Transaction:
 
     def would_fit(self, envelope: Envelope, manner: Manner) -> bool:
         """Whether it says nothing that would not be said in this envelope and manner, too."""
-        ours = (self._envelope.mail, *self._envelope.rcpts)
+        ours = (self.envelope.mail, *self.envelope.rcpts)
         theirs = (envelope.mail, *envelope.rcpts)
         return (
             self._manner.pipelining <= manner.pipelining
@@ -162,7 +162,7 @@ class Transaction:
 
     def begin(self) -> tuple[Command, ...]:
         """Return the commands that open it."""
-        (mail, rcpts), manner = self._envelope, self._manner
+        (mail, rcpts), manner = self.envelope, self._manner
         if not manner.pipelining:
             return self._ask(mail)
         self._owed = len(rcpts) + 2
@@ -317,7 +317,7 @@ class Transaction:
         if self._owed:
             return _NONE
         if self._accepted or not self._is_refused:
-            rcpts = self._envelope.rcpts
+            rcpts = self.envelope.rcpts
             if self._rcpts_heard < len(rcpts):
                 return self._ask(rcpts[self._rcpts_heard])
             self._forgive_overflow()
@@ -448,7 +448,7 @@ class Transaction:
             octets: Octets of content written so far.
         """
         self._keep_refusals()
-        command = ending.command if is_oldest else self._envelope.mail
+        command = ending.command if is_oldest else self.envelope.mail
         trouble = lost(
             ending,
             command,

@@ -14,6 +14,7 @@ import trio
 
 from engine.nursery import tasks_beside
 from engine.queue.decision import Policy
+from engine.queue.scheduler import DEFAULT_SITE_SEATS
 from engine.report.bounce import BounceSettings
 from engine.stored import QueueOptions
 from engine.worker.outcome_log import OutcomeLog
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from engine.worker.process_log import ProcessLog
 
 _CLOSE_SECONDS: Final = 1.0
+#: Half of them on their way over it, half waiting for that.
+_FOR_EACH_CONNECTION: Final = 16
 
 
 class Shift:
@@ -90,6 +93,7 @@ class Shift:
             policy=policy,
             on_settled=self.outcomes.note,
             dead=dead,
+            site_seats=site_seats(config),
             remember=config.queue.remember,
         )
         self.engine = make_engine(
@@ -166,6 +170,14 @@ class Shift:
             "connections_failed": numbers.connections_failed,
             "sites": len(numbers.sites),
         }
+
+
+def site_seats(config: Config) -> int:
+    """Return how many recipients of one site may be in work: some for each connection it may have."""
+    table = config.table
+    paths = [(), *((index,) for index in range(len(table.rules)))]
+    most = max(table.settings(path).max_connections for path in paths)
+    return max(DEFAULT_SITE_SEATS, min(most * _FOR_EACH_CONNECTION, config.worker.seats))
 
 
 def bounce_settings(config: Config) -> BounceSettings:

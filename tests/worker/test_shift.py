@@ -14,7 +14,7 @@ from engine.queue.memory import MemoryStore
 from engine.worker.config import load_config
 from engine.worker.output import open_output
 from engine.worker.process_log import ProcessLog
-from engine.worker.shift import Shift, bounce_settings
+from engine.worker.shift import Shift, bounce_settings, site_seats
 from tests.queue.mail import mail
 from tests.worker.worker_process import a_place, until
 
@@ -162,3 +162,21 @@ def test_how_it_reports_is_configured(tmp_path):
     text = '[queue]\nreturn_octets = 1000\nwarn_after = ["1h", "2h"]\nbounce_name = "b.test"'
     found = settings_of(tmp_path, text)
     assert (found.max_content_octets, found.warn_after) == (1000, (3600.0, 7200.0))
+
+
+# ---- limits --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seats"),
+    [
+        ("", 320),
+        ("[defaults]\nmax_connections = 2\n", 200),
+        ("[defaults]\nmax_connections = 50\n", 800),
+        ("[defaults]\nmax_connections = 500\n[worker]\nseats = 5000\n", 5000),
+        ('[[paths]]\nmatch = "x.test"\nmax_connections = 60\n', 960),
+    ],
+)
+def test_a_site_has_work_for_all_the_connections_it_may_have(tmp_path, text, seats):
+    (tmp_path / "engine.toml").write_text(text)
+    assert site_seats(load_config(tmp_path / "engine.toml")) == seats

@@ -391,7 +391,8 @@ def translate(error: Exception, path: Path) -> Exception:
         return StoreDamagedError(f"{path}: it is no store, or its beginning is damaged")
     if isinstance(error, apsw.CorruptError | apsw.FormatError):
         return StoreDamagedError(f"{path}: it is damaged ({error})")
-    if isinstance(error, apsw.BusyError | apsw.LockedError):
+    # ProtocolError: behind a crash SQLite itself has waited for ten seconds.
+    if isinstance(error, apsw.BusyError | apsw.LockedError | apsw.ProtocolError):
         return StoreBusyError(f"{path}: another process holds it for too long")
     if isinstance(error, apsw.CantOpenError):
         return StoreUnusableError(f"{path}: it cannot be opened ({_why_not(path)})")

@@ -210,6 +210,7 @@ class Service:
             "seconds": round(now - self._began, 3),
             "store": str(self._files.store),
             "outcomes": str(self._files.outcomes),
+            "tasks": trio.lowlevel.current_statistics().tasks_living,
         }
         if self._shifts:
             facts |= self._shifts[-1].report()

@@ -3,6 +3,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -336,6 +339,7 @@ def test_a_part_that_fails_is_undone_alone():
         (apsw.NotADBError("not a database"), StoreDamagedError),
         (apsw.BusyError("locked"), StoreBusyError),
         (apsw.LockedError("locked"), StoreBusyError),
+        (apsw.ProtocolError("locking protocol"), StoreBusyError),
         (apsw.ConnectionClosedError("closed"), StoreClosedError),
         (apsw.IOError("disk I/O error"), StoreError),
         (apsw.ConstraintError("unique"), StoreError),
@@ -371,6 +375,67 @@ def test_a_file_that_another_process_holds_is_waited_for_and_no_longer(path):
         other.execute("rollback")
         with db.writing():
             submit_one(db)
+
+
+#: Holds a lock of SQLite's format for a while, as another process does.
+HOLDING = """
+import fcntl, sys, time
+with open(sys.argv[1], "a+b") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX, int(sys.argv[3]), int(sys.argv[2]))
+    print("locked", flush=True)
+    time.sleep(0.4)
+"""
+
+
+@pytest.mark.parametrize("is_read_only", [False, True])
+@pytest.mark.parametrize(
+    ("suffix", "start", "count"),
+    [
+        # Reads the log anew behind a crash: the write, the checkpoint and the recovery lock.
+        ("-shm", 120, 3),
+        # Is the last to close the file, and moves the log into it: the whole shared range.
+        ("", 0x40000002, 510),
+    ],
+)
+def test_who_opens_or_closes_a_file_is_waited_for(path, suffix, start, count, is_read_only):
+    make(path)
+    command = [sys.executable, "-c", HOLDING, f"{path}{suffix}", str(start), str(count)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"locked\n"
+        began = time.monotonic()
+        with closing(open_database(path, is_read_only=is_read_only)):
+            assert time.monotonic() - began > 0.2
+
+
+def test_making_a_file_is_waited_for_and_no_longer(path):
+    with closing(apsw.Connection(str(path))) as other:
+        # As before it has a log: nobody else may read it, even.
+        other.execute("begin exclusive")
+        began = time.monotonic()
+        with pytest.raises(StoreBusyError):
+            open_database(path, busy_seconds=0.2)
+        assert 0.2 <= time.monotonic() - began < 2
+        other.execute("rollback")
+    make(path)
+
+
+MAKING = """
+import sys
+from engine.queue.database import open_database
+sys.stdin.read()
+for number in range(20):
+    open_database(f"{sys.argv[1]}{number}").close()
+"""
+
+
+def test_several_who_make_a_file_wait_for_each_other(path):
+    """As `run` and the first `submit` do."""
+    command = [sys.executable, "-c", MAKING, str(path)]
+    makers = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(4)]
+    for maker in makers:
+        # They wait for it, so that all begin at once.
+        maker.stdin.close()
+    assert [maker.wait() for maker in makers] == [0, 0, 0, 0]
 
 
 def test_free_octets_are_those_of_the_disk(path):

@@ -416,6 +416,8 @@ async def test_its_status_says_how_it_is(place):
         "lost": 0,
     }
     assert {key: status[key] for key in expected} == expected
+    # Those of Trio itself and of this test are among them.
+    assert 10 < status["tasks"] < 60
 
 
 async def test_a_service_manager_is_told(place, caplog):

@@ -168,7 +168,14 @@ class Timings(NamedTuple):
 
     def as_dict(self) -> dict[str, float]:
         """Return the `timings` object of the outcome record."""
-        return {name: round(seconds, 6) for name, seconds in self._asdict().items()}
+        return {
+            "route": round(self.route, 6),
+            "connect": round(self.connect, 6),
+            "tls": round(self.tls, 6),
+            "hello": round(self.hello, 6),
+            "transaction": round(self.transaction, 6),
+            "total": round(self.total, 6),
+        }
 
 
 NO_TIMINGS = Timings()

@@ -154,8 +154,10 @@ def scan(octets: bytes) -> ContentFacts:
 
 
 def _is_tls_optional(octets: bytes) -> bool:
-    # Hardly any message has the field, and looking for its name is cheap.
-    return b"tls-required" in octets.lower() and says_tls_optional(octets)
+    # Hardly any message has the field, and looking for its name in the header section is cheap.
+    end = octets.find(b"\r\n\r\n")
+    header = octets if end < 0 else octets[: end + 2]
+    return b"tls-required" in header.lower() and says_tls_optional(header)
 
 
 class Scanner:

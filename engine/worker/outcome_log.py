@@ -41,15 +41,15 @@ _ENCODER: Final = json.JSONEncoder(ensure_ascii=True)
 _log = logging.getLogger("engine.worker")
 
 
-def outcome_record(settled: Settled, *, at: float, has_transcript: bool = False) -> dict[str, Any]:
+def outcome_record(settled: Settled, *, at: str, has_transcript: bool = False) -> dict[str, Any]:
     """Return what is logged of an outcome; times are RFC 3339 §5.6.
 
     Args:
         settled: The outcome, and what it makes of its recipient.
-        at: When, seconds since the epoch.
+        at: When.
         has_transcript: Whether there is always a `transcript`, `null` where nothing was said.
     """
-    record = {"time": timestamp(at)} | settled.as_dict()
+    record = {"time": at, **settled.as_dict()}
     if settled.next_attempt is not None:
         record["next_attempt"] = timestamp(settled.next_attempt)
     if has_transcript:
@@ -106,9 +106,9 @@ class OutcomeLog:
         Raises:
             OSError: They cannot be written now; none of them is there.
         """
-        now = self._clock()
+        at = timestamp(self._clock())
         await self.write(
-            outcome_record(each, at=now, has_transcript=self.has_transcripts) for each in settled
+            outcome_record(each, at=at, has_transcript=self.has_transcripts) for each in settled
         )
 
     async def write(self, records: Iterable[Mapping[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from engine.queue import decision
 from engine.queue.decision import Policy, Settled
 from engine.queue.values import LeasedMessage, LeasedRecipient
 from engine.testing.clock import FakeClock
+from engine.units import timestamp
 from engine.worker.outcome_log import OutcomeLog, outcome_record
 from tests.left_behind import descriptors
 from tests.queue.mail import START, mail, outcome
@@ -68,7 +69,7 @@ def who(path: Path) -> list[str]:
 
 def test_a_record_is_that_of_the_outcome_and_what_it_makes_of_the_recipient():
     final = settled()
-    record = outcome_record(final, at=CLOCK())
+    record = outcome_record(final, at=timestamp(CLOCK()))
     assert record == {
         "time": NOW,
         **final.outcome.as_dict(),
@@ -83,15 +84,15 @@ def test_a_record_is_that_of_the_outcome_and_what_it_makes_of_the_recipient():
 def test_the_next_attempt_is_a_time_as_people_read_it():
     deferred = settled(status=Status.DEFERRED)
     assert deferred.next_attempt is not None
-    record = outcome_record(deferred, at=CLOCK())
+    record = outcome_record(deferred, at=timestamp(CLOCK()))
     assert record["final"] is False
     assert record["next_attempt"].startswith("2023-11-14T22:")
     assert record["next_attempt"].endswith("Z")
 
 
 def test_where_dialogues_are_kept_every_record_has_one():
-    assert "transcript" not in outcome_record(settled(), at=0)
-    assert outcome_record(settled(), at=0, has_transcript=True)["transcript"] is None
+    assert "transcript" not in outcome_record(settled(), at="now")
+    assert outcome_record(settled(), at="now", has_transcript=True)["transcript"] is None
 
 
 # ---- writing --------------------------------------------------------------------------------------

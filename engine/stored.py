@@ -44,7 +44,6 @@ class QueueOptions:
 
     Attributes:
         policy: When to try again, and what becomes of who may have been delivered.
-        only_final: Whether the engine's outcomes are only those with which recipients leave the queue.
         on_settled: Told of outcomes and what they make of their recipients, before the store is,
             in place of whoever reads the engine's outcomes.  An `OSError` is taken for a lack that
             passes, and the same is told again later.
@@ -53,15 +52,16 @@ class QueueOptions:
             without a name here have left is taken over when their leases run out.
         site_seats: Recipients of one site that may be in work at a time.
         remember: For how long ids are known after their messages are done with, in seconds.
+        only_final: Whether the engine's outcomes are only those with which recipients leave the queue.
     """
 
     policy: Policy = field(default_factory=Policy)
-    only_final: bool = False
     on_settled: Callable[[Sequence[Settled]], Awaitable[None]] | None = None
     owner: str = field(default_factory=unique_name)
     dead: Sequence[str] = ()
     site_seats: int = DEFAULT_SITE_SEATS
     remember: float = DEFAULT_REMEMBER
+    only_final: bool = False
 
 
 class Stored:

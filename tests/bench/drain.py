@@ -61,6 +61,9 @@ smtp_connection_cache_destinations = 127.0.0.1
 smtp_connection_cache_on_demand = yes
 smtp_connection_reuse_count_limit = 0
 max_use = 1000000
+# What is put off on a busy machine shall not be waited for.
+minimal_backoff_time = 2s
+queue_run_delay = 2s
 """
 POSTFIX_MASTER = """\
 smtp unix - - n - - smtp

@@ -45,7 +45,9 @@ DELIVERED = Outcome(
     peer=PEER,
     source="out-1",
     transaction=2,
-    features=Features(tls=TlsFacts("TLSv1.3", "TLS_AES_128_GCM_SHA256", "dane", "dane")),
+    features=Features(
+        fast_open="used-data", tls=TlsFacts("TLSv1.3", "TLS_AES_128_GCM_SHA256", "dane", "dane")
+    ),
     timings=Timings(0.02, 0.1, 0.2, 0.12, 1.4, 1.84),
 )
 UNROUTED = Outcome(
@@ -77,7 +79,7 @@ def values(line):
 def test_delivered_recipient_has_every_fact_on_one_line():
     assert log_line(DELIVERED, at=AT) == (
         "2026-08-23T10:11:12.345Z msg=7 to=<bob@example.net> relay=mx1.example.net[192.0.2.7]:25"
-        " source=out-1 conn=3 txn=2 tls=TLSv1.3/TLS_AES_128_GCM_SHA256/dane"
+        " source=out-1 conn=3 txn=2 tls=TLSv1.3/TLS_AES_128_GCM_SHA256/dane tfo=used-data"
         " delay=1.840 delays=0.020/0.300/0.120/1.400"
         " dsn=2.0.0 status=delivered scope=- stage=final cause=reply (250 2.0.0 queued as 9F)"
     )
@@ -85,7 +87,7 @@ def test_delivered_recipient_has_every_fact_on_one_line():
 
 def test_absent_facts_are_hyphens_and_the_keys_stay():
     assert log_line(UNROUTED, at=AT) == (
-        "2026-08-23T10:11:12.345Z msg=8 to=<bob@nowhere.test> relay=- source=- conn=- txn=- tls=-"
+        "2026-08-23T10:11:12.345Z msg=8 to=<bob@nowhere.test> relay=- source=- conn=- txn=- tls=- tfo=off"
         " delay=0.000 delays=0.000/0.000/0.000/0.000"
         " dsn=5.0.0 status=failed scope=domain stage=route cause=dns (no such domain)"
     )

@@ -116,10 +116,11 @@ async def test_what_was_there_is_kept(path, log):
     assert who(path) == ["before", "a@one.test"]
 
 
-async def test_records_of_other_kinds_have_their_lines(log, path):
-    await log.write([{"event": "bounce", "text": "line\nend é"}])
+@pytest.mark.parametrize("text", ["plain", "line\nend é", "\U0001f4ec", "\udc80", "\x00\x7f"])
+async def test_records_of_other_kinds_have_their_lines(log, path, text):
+    await log.write([{"event": "bounce", "text": text}, {"time": 1.25, "none": None}])
     await log.close()
-    assert records(path) == [{"event": "bounce", "text": "line\nend é"}]
+    assert records(path) == [{"event": "bounce", "text": text}, {"time": 1.25, "none": None}]
     assert path.read_bytes().isascii()
 
 

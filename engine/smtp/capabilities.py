@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from engine.smtp.reply import Reply
 
-#: More keywords than any server needs; later ones are ignored.
+#: More keywords than any server needs; of later ones only those are kept that mean something here.
 MAX_KEYWORDS: Final = 100
 MAX_SERVER_NAME: Final = 255
 
@@ -32,6 +32,25 @@ _SIZE: Final = re.compile(r"[0-9]{1,20}(?= |$)")
 # RFC 9422 §3: limit values are 1 to 999999, without leading zeros.
 _LIMIT: Final = re.compile(r"([A-Z0-9-]+)=([1-9][0-9]{0,5})", re.IGNORECASE | re.ASCII)
 _PIPECONNECT: Final = ("PIPECONNECT", "PIPE_CONNECT", "X_PIPE_CONNECT")
+_MEANINGFUL: Final = frozenset(
+    {
+        *_PIPECONNECT,
+        "8BITMIME",
+        "AUTH",
+        "BINARYMIME",
+        "CHUNKING",
+        "DSN",
+        "ENHANCEDSTATUSCODES",
+        "IGNOREQUOTA",
+        "LIMITS",
+        "PIPELINING",
+        "PRDR",
+        "REQUIRETLS",
+        "SIZE",
+        "SMTPUTF8",
+        "STARTTLS",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +75,9 @@ class Capabilities:
     Attributes:
         server_name: The first word of the reply, printable and at most 255 characters; the server
             chose it, so it proves nothing.
-        keywords: Every keyword in upper case with the rest of its line, unknown ones too; at most
-            100.  The lines of a keyword that comes twice are joined by a space.
+        keywords: Every keyword in upper case with the rest of its line; unknown ones too, as long
+            as there are at most 100.  The lines of a keyword that comes twice are joined by a
+            space.
         size: The largest content in octets (RFC 1870 §3); 0 when there is no fixed limit or the
             number is none, `None` when SIZE is not offered.
         pipelining: PIPELINING (RFC 2920 §3).
@@ -136,7 +156,7 @@ def _read_keywords(lines: list[bytes]) -> dict[str, str]:
         rest = show(match[3].replace(b"\t", b" "))
         if keyword in keywords:
             keywords[keyword] = f"{keywords[keyword]} {rest}".strip()
-        elif len(keywords) < MAX_KEYWORDS:
+        elif len(keywords) < MAX_KEYWORDS or keyword in _MEANINGFUL:
             keywords[keyword] = rest
     return keywords
 

@@ -288,7 +288,10 @@ class ClientConnection:
         elif self.counts_recipients and self._has_more(command, reply):
             return Answered(command, reply, is_early)
         elif self._machine.confirmed is not State.CLOSED:
-            self._machine.heard(command.kind, reply.severity, is_last=len(unanswered) == 1)
+            try:
+                self._machine.heard(command.kind, reply.severity, is_last=len(unanswered) == 1)
+            except RemoteProtocolError as error:
+                raise RemoteProtocolError(str(error), reply.encode()) from None
         unanswered.popleft()
         if command.kind in ENDS_OF_CONTENT:
             self.contents_answered += 1

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from engine.smtp.reply import Reply
 
 _TLS_TROUBLE: Final = EnhancedStatusCode(4, 7, 5)
+_LOST: Final = EnhancedStatusCode(4, 4, 2)
 #: "Authentication required" (RFC 4954 §6).
 _AUTH_REQUIRED: Final = 530
 
@@ -297,7 +298,8 @@ class HostSession:
             ignore_quota=is_lmtp and settings.lmtp_ignore_quota and offered.ignorequota,
             is_verified=tls is not None and tls.verified != "no",
         )
-        self.has_prdr = settings.prdr and offered.prdr
+        # LMTP has a reply for each recipient as it is, and no word for the whole.
+        self.has_prdr = settings.prdr and offered.prdr and not is_lmtp
         if is_lmtp:
             self.session.count_recipients()
         if opening.has_tls or not offered.starttls:
@@ -402,6 +404,9 @@ class HostSession:
     def _no_tls(self, failure: TlsFailed) -> Verdict:
         """Judge a handshake that failed; where nothing forbids it, the host is tried in clear."""
         self.note_tls_failure(failure)
+        if failure.was_reply and self.settings.protocol != "smtps":
+            # As if it had come together with the reply to STARTTLS (RFC 3207 §6).
+            self.publish(events.SecurityAlert, failure.reason)
         if may_go_in_clear(failure, self.demand, self.settings):
             self.memory.note_broken_tls()
             self.retry = Retry.IN_CLEAR
@@ -625,7 +630,9 @@ def may_go_in_clear(failure: TlsFailed, demand: TlsDemand, settings: Settings) -
 
 def tls_verdict(failure: TlsFailed) -> Verdict:
     """Return the verdict on a recipient whose host could not be reached over TLS."""
-    enhanced = _TLS_TROUBLE if failure.scope is Scope.HOST else EnhancedStatusCode(4, 3, 5)
+    enhanced = _LOST if failure.cause in (Cause.CLOSED, Cause.TIMEOUT) else _TLS_TROUBLE
+    if failure.scope is not Scope.HOST:
+        enhanced = EnhancedStatusCode(4, 3, 5)
     return Verdict(
         Status.DEFERRED, failure.stage, failure.cause, failure.text, failure.scope, None, enhanced
     )

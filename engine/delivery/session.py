@@ -299,13 +299,15 @@ class Session:
 
         Args:
             shake_hands: Makes a TLS stream of this one; what it raises comes out, with the session
-                abandoned.
+                abandoned.  It also finds out that the host has hung up.
 
         Raises:
-            SessionLost: There were such octets, or the host has hung up.
+            SessionLost: There were such octets.
         """
-        self.glance()
         if self.loss is None:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                if octets := self._stream.receive_nowait():
+                    self._connection.receive(octets)
             try:
                 self._connection.tls_started()
             except RemoteProtocolError:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from engine.net.tls_contexts import TlsContexts
-from engine.net.tls_errors import TlsFailed, Unverified
+from engine.net.tls_errors import AnsweredInClear, TlsFailed, Unverified
 from engine.net.tls_sessions import SessionKey, TlsSessions, Verdict
 from engine.net.tls_stream import TlsStream
 from engine.outcome import Cause, Scope, TlsFacts
@@ -147,6 +147,8 @@ class TlsClient:
             verdict = _judge(key.demand, stream.tls, kept)
         except ssl.SSLError as error:
             raise TlsFailed.from_handshake(peer, error) from error
+        except AnsweredInClear as error:
+            raise TlsFailed.from_reply(peer) from error
         except trio.BrokenResourceError as error:
             raise TlsFailed.from_lost_connection(peer, error) from error
         except Unverified as error:

@@ -61,6 +61,10 @@ class Unverified(EngineError):  # noqa: N818 - an expected result, read aloud: "
         return cls(error.verify_message, result)
 
 
+class AnsweredInClear(EngineError):  # noqa: N818 - as above
+    """The peer said what passes for an SMTP reply, a positive one, where TLS was due."""
+
+
 class TlsFailed(EngineError):  # noqa: N818 - an expected result, read aloud: "TLS failed"
     """There is no TLS, or not the TLS that was asked for; the connection is closed.
 
@@ -76,6 +80,8 @@ class TlsFailed(EngineError):  # noqa: N818 - an expected result, read aloud: "T
         reason: `text` without the peer, for the report's `failure-reason-code`.
         clear_may_help: Whether it might work without TLS: the handshake failed.  Not so when the
             certificate was found wanting: then somebody else may be at the other end.
+        was_reply: Whether what came in place of TLS passes for a positive reply: behind STARTTLS
+            that is what somebody in between would say.
     """
 
     stage: Final = Stage.TLS
@@ -90,6 +96,7 @@ class TlsFailed(EngineError):  # noqa: N818 - an expected result, read aloud: "T
         errno: int | None = None,
         result: TlsResult | None = None,
         clear_may_help: bool = False,
+        was_reply: bool = False,
     ) -> None:
         text = f"start TLS with {peer}: {reason}"
         super().__init__(text)
@@ -100,6 +107,7 @@ class TlsFailed(EngineError):  # noqa: N818 - an expected result, read aloud: "T
         self.result = result
         self.reason = reason
         self.clear_may_help = clear_may_help
+        self.was_reply = was_reply
 
     @classmethod
     def from_handshake(cls, peer: Peer, error: ssl.SSLError) -> TlsFailed:
@@ -111,6 +119,12 @@ class TlsFailed(EngineError):  # noqa: N818 - an expected result, read aloud: "T
         hint = _HINTS.get(words)
         reason = words if hint is None else f"{hint} ({words})"
         return cls(peer, cause, reason, result="validation-failure", clear_may_help=True)
+
+    @classmethod
+    def from_reply(cls, peer: Peer) -> TlsFailed:
+        """Make one of a reply in clear in place of TLS."""
+        reason = "the peer does not answer with TLS, but with a reply in clear"
+        return cls(peer, Cause.TLS, reason, result="validation-failure", was_reply=True)
 
     @classmethod
     def from_unverified(cls, peer: Peer, error: Unverified) -> TlsFailed:

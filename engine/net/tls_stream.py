@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from engine.net.stream import RECEIVE_OCTETS
-from engine.net.tls_errors import describe
+from engine.net.tls_errors import AnsweredInClear, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,15 +110,22 @@ class TlsStream:
         Raises:
             ssl.SSLError: It failed; `ssl.SSLCertVerificationError` for the certificate,
                 `ssl.SSLEOFError` where the peer hung up.  The peer was sent the alert.
+            AnsweredInClear: The peer's first octet begins a positive reply, and no TLS.
             trio.BrokenResourceError: The connection is gone.
         """
+        is_first = True
         while True:
             try:
                 self.tls.do_handshake()
             except ssl.SSLWantReadError:
                 if self._outgoing.pending:
                     await self._transport.send_all(self._outgoing.read())
-                await self._fetch()
+                octets = await self._transport.receive_some()
+                # No type of record is a printable octet (RFC 8446 §5.1).
+                if is_first and octets[:1] == b"2":
+                    raise AnsweredInClear from None
+                is_first = False
+                self._take_in(octets)
             except ssl.SSLError:
                 self._say_own()  # the alert
                 raise

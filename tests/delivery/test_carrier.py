@@ -832,6 +832,17 @@ async def test_lmtp_ignores_quotas_where_that_is_offered_and_asked_for(autojump_
     assert told(outcomes) == delivered(A)
 
 
+async def test_lmtp_has_no_need_of_prdr(autojump_clock):
+    script = LMTP.replace("S: 250 PIPELINING", "S: 250-PRDR\nS: 250 PIPELINING")
+    script += lmtp("250 ok", "250 ok", "250 ok") + "C= content\n"
+    script += replies("250 stored", "550 5.7.1 no", "250 stored")
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, message(A, B, C), options={"protocol": "lmtp"})
+
+    assert [outcome.status for outcome in outcomes] == ["delivered", "failed", "delivered"]
+    assert not any(outcome.features.prdr for outcome in outcomes)
+
+
 # ---- PRDR ----------------------------------------------------------------------------------------
 
 PRDR = greeted("PIPELINING", "PRDR")

@@ -221,6 +221,26 @@ async def test_where_tls_fails_mail_goes_in_clear_over_a_new_connection():
     assert HostMemory(hints, PEER).has_broken_tls
 
 
+@pytest.mark.parametrize("end", ["! close\n", "! sleep 0.2\n! reset\n"])
+async def test_who_hangs_up_instead_of_a_handshake_has_no_tls(end):
+    script = GREETED + "C: STARTTLS\nS: 220 go on\n" + end + NEXT + GREETED + SLOWLY + BYE
+    async with scripted(script, is_watched=False) as hosts:
+        (outcome,) = await deliver(hosts, message(A))
+
+    assert told([outcome]) == delivered(A)
+    assert outcome.features.tls is None
+    assert outcome.peer.connection == 2
+
+
+@pytest.mark.parametrize("options", [{"tls": "require"}, {"tls_fallback_to_clear": False}], ids=str)
+async def test_who_hangs_up_instead_of_a_handshake_is_to_blame(options):
+    async with scripted(GREETED + "C: STARTTLS\nS: 220 go on\n! close\n") as hosts:
+        (outcome,) = await deliver(hosts, message(A), options=options)
+
+    assert told([outcome]) == [f"{A} deferred host tls closed -"]
+    assert str(outcome.enhanced) == "4.4.2"
+
+
 async def test_broken_tls_is_remembered():
     hints = MemoryHints()
     HostMemory(hints, PEER).note_broken_tls()
@@ -262,6 +282,23 @@ async def test_octets_in_clear_behind_starttls_are_an_attack(more, autojump_cloc
             outcome = await engine.outcomes.receive()
 
     assert told([outcome]) == [f"{A} deferred host starttls tls -"]
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("pause", ["", "! sleep 0.1\n"])
+async def test_a_positive_reply_in_place_of_a_handshake_is_the_same_attack(pause):
+    """It may come in a segment of its own."""
+    seen = []
+    script = GREETED + f"C: STARTTLS\nS: 220 go on\n{pause}S: 250 injected\n! stall\n"
+    async with scripted(script, is_watched=False) as hosts:
+        router = await static_router([MX1], "x.test")
+        async with Engine(settings(), router=router, connector=hosts) as engine:
+            engine.events.watch(seen.append, events.SecurityAlert)
+            await engine.submit(message(A))
+            outcome = await engine.outcomes.receive()
+
+    assert (outcome.status, outcome.scope, outcome.cause) == ("deferred", "host", "tls")
+    assert outcome.peer.connection == 1
     assert len(seen) == 1
 
 

@@ -58,6 +58,8 @@ def judge_settings(candidate: Candidate, settings: Settings) -> Opinion:
     level = _LEVELS[settings.tls]
     if level is TlsLevel.OFF:
         return Opinion(NOTHING)
+    if settings.protocol == "smtps":
+        level = max(level, TlsLevel.REQUIRE)  # there is nothing else to be had (RFC 8314 §3.3)
     return Opinion(
         TlsDemand(
             level,

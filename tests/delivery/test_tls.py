@@ -312,6 +312,7 @@ async def test_smtps_begins_with_tls(drip):
 
     assert told([outcome]) == delivered(A)
     assert outcome.features.tls is not None
+    assert outcome.features.tls.policy == "required"
     assert outcome.peer.port == 465
 
 

@@ -59,6 +59,11 @@ def test_whose_policies_count(domain, candidate, is_static, owner):
     [
         (HOST, Settings(tls="off"), NOTHING),
         (HOST, Settings(), TlsDemand(TlsLevel.OPPORTUNISTIC, "opportunistic", (), "mx.test")),
+        (
+            HOST,
+            Settings(protocol="smtps"),
+            TlsDemand(TlsLevel.REQUIRE, "required", (), "mx.test"),
+        ),
         (HOST, Settings(tls="require"), TlsDemand(TlsLevel.REQUIRE, "required", (), "mx.test")),
         (
             HOST,

@@ -221,7 +221,7 @@ def lost(
     elif command.kind is Kind.CONTENT or command.kind is Kind.BDAT_LAST:
         stage, text = Stage.CONTENT, "sending data block"
     else:
-        stage, text = STAGES[command.kind], command.text
+        stage, text = STAGES[command.kind], _name(command)
     return Trouble(stage, ending.cause, text, is_pipelined, ending.reply, ending.detail, octets)
 
 
@@ -230,9 +230,14 @@ def refused(
 ) -> Trouble:
     """Turn a negative reply into the trouble of whoever it is about."""
     stage = Stage.CONTENT if is_early else STAGES[command.kind]
-    text = "sending data block" if is_early else command.text
+    text = "sending data block" if is_early else _name(command)
     is_chunked = command.kind in (Kind.BDAT, Kind.BDAT_LAST)
     return Trouble(stage, Cause.REPLY, text, is_pipelined, reply, is_chunked=is_chunked)
+
+
+def _name(command: Command) -> str:
+    # An answer to a challenge has no verb of its own.
+    return f"AUTH {command.text}" if command.kind is Kind.AUTH_STEP else command.text
 
 
 def is_overflow(reply: Reply) -> bool:

@@ -213,7 +213,7 @@ LOST_AT = {
     "lhlo": (commands.hello(Kind.LHLO, "out"), Stage.HELLO, "LHLO out"),
     "starttls": (commands.STARTTLS, Stage.STARTTLS, "STARTTLS"),
     "auth": (commands.auth("PLAIN", b"AGE="), Stage.AUTH, "AUTH PLAIN ****"),
-    "auth step": (commands.auth_step(b"AGE="), Stage.AUTH, "****"),
+    "auth step": (commands.auth_step(b"AGE="), Stage.AUTH, "AUTH ****"),
     "mail": (MAIL, Stage.MAIL, "MAIL FROM:<a@b.test>"),
     "rcpt": (RCPT, Stage.RCPT, "RCPT TO:<a@b.test>"),
     "data": (commands.DATA, Stage.DATA, "DATA"),

@@ -27,6 +27,7 @@ _NOT_CONVERTIBLE: Final = EnhancedStatusCode(5, 6, 3)
 _NO_SMTPUTF8: Final = EnhancedStatusCode(5, 6, 7)
 _LINES_TOO_LONG: Final = EnhancedStatusCode(5, 6, 0)
 _NO_REQUIRETLS: Final = EnhancedStatusCode(5, 7, 30)
+_NO_ENCRYPTION: Final = EnhancedStatusCode(5, 7, 10)
 
 # RFC 3461 §4: xtext is printable US-ASCII but "+" and "="; all else is "+" and two hex digits.
 _NOT_XTEXT: Final = re.compile(rb"[^!-*,-<>-~]")
@@ -85,13 +86,8 @@ def refuse(
         peer: The host.
     """
     offered = dialect.offered
-    if (
-        message.require_tls
-        and message.reverse_path is not None
-        and not (offered.requiretls and dialect.is_verified)
-    ):
-        # RFC 8689 §4.2.1: only over verified TLS, and where the host promises to do the same; but
-        # reports of what became of such mail are to arrive.
+    if _must_be_safe(message) and not (offered.requiretls and dialect.is_verified):
+        # RFC 8689 §4.2.1: only over verified TLS, and where the host promises to do the same.
         problem = "REQUIRETLS is asked for and not to be had"
         return unsupported(Stage.MAIL, Scope.HOST, _NO_REQUIRETLS, problem, peer)
     if offered.size and facts.octets > offered.size:
@@ -108,6 +104,28 @@ def refuse(
         problem = "SMTPUTF8 is required but not offered"
         return unsupported(Stage.MAIL, Scope.HOST, _NO_SMTPUTF8, problem, peer)
     return None
+
+
+def _must_be_safe(message: Message) -> bool:
+    # RFC 8689 §4.2.1: reports of what became of such mail are to arrive.
+    return message.require_tls and message.reverse_path is not None
+
+
+def refuse_without_tls(message: Message, verdict: Verdict, peer: Peer) -> Verdict:
+    """Return what a host's refusal to open a session means for a message.
+
+    RFC 8689 §4.2.1: where no host has TLS, the sender of mail with REQUIRETLS is told at once.
+
+    Args:
+        message: What is to be sent.
+        verdict: What it means for other mail.
+        peer: The host.
+    """
+    is_missing = verdict.stage is Stage.STARTTLS and verdict.cause is Cause.UNSUPPORTED
+    if not (is_missing and _must_be_safe(message)):
+        return verdict
+    problem = "REQUIRETLS is asked for, and the server does not offer STARTTLS"
+    return unsupported(Stage.STARTTLS, Scope.HOST, _NO_ENCRYPTION, problem, peer)
 
 
 def too_long(message: Message, most: int) -> Verdict:

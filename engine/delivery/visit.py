@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from engine.delivery.carrier import Carrier
+from engine.delivery.envelope import refuse_without_tls
 from engine.delivery.host_session import HostSession, Retry, tls_verdict
 from engine.delivery.session import run_session
 from engine.net.errors import ConnectFailed
@@ -186,7 +187,7 @@ class Visit:
         )
         self._pool.rest_after(self._way.candidate, refusal)
         if attempt is not None:
-            host.report_all(attempt, refusal)
+            host.report_all(attempt, refuse_without_tls(attempt.message, refusal, host.peer))
 
     # -- the connection ---------------------------------------------------------------------
 

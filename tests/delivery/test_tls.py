@@ -109,6 +109,17 @@ async def test_a_host_without_tls_is_left_where_tls_is_required(level):
     assert str(outcome.enhanced) == "4.7.4"
 
 
+async def test_the_sender_of_mail_with_requiretls_is_told_that_no_host_has_tls():
+    """RFC 8689 §4.2.1."""
+    script = "S: 220 mx.test\nC: EHLO me.test\nS: 250 mx.test\n" + BYE
+    async with scripted({MX1: script, MX2: script}) as hosts:
+        (outcome,) = await deliver(hosts, message(A, require_tls=True), routes=(MX1, MX2))
+
+    assert told([outcome]) == [f"{A} failed host starttls unsupported -"]
+    assert str(outcome.enhanced) == "5.7.10"
+    assert "5.7.10 REQUIRETLS" in outcome.text
+
+
 @pytest.mark.parametrize("code", [454, 502])
 async def test_a_refused_starttls_is_no_reason_to_stop_where_tls_is_not_required(code):
     script = GREETED + f"C: STARTTLS\nS: {code} not now\n" + SLOWLY + BYE

@@ -200,10 +200,17 @@ class HostSession:
         )
         self._opening = Opening(self.session, terms, self, self._login)
         self._is_lockstep = lockstep
-        verdict = await self._hear(self._opening.run)
+        verdict = await self._hear(self._open)
         if verdict is None:
             self._settle(self._opening)
         return verdict
+
+    async def _open(self) -> Trouble | None:
+        assert self._opening is not None
+        trouble = await self._opening.run()
+        if trouble is None and self.session.loss is not None:
+            raise self.session.loss
+        return trouble
 
     async def confirm(self) -> Verdict | None:
         """Hear what the host says to its greeting and our hello, which was sent with an envelope.
@@ -227,7 +234,8 @@ class HostSession:
         except SessionLost as ending:
             trouble = lost(
                 ending,
-                ending.command,
+                # With nothing owed: nothing was to follow what was heard last.
+                ending.command or self.session.last_heard,
                 is_pipelined=self._speaks_first,
                 is_content_written=False,
             )

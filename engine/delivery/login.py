@@ -193,8 +193,10 @@ class Login:
             return _untrue(f"{exchange.mechanism}: {error}")
         reply = answer.reply
         self._tell(reply, exchange.mechanism)
-        if reply.severity == 4 or not session.is_usable:
+        if reply.severity == 4:
             return refused(answer.command, reply, is_pipelined=False)  # the server's own trouble
+        if session.loss is not None:
+            raise session.loss
         if problem:
             self._problem = f"{exchange.mechanism}: {problem}"
         else:

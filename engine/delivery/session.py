@@ -130,6 +130,7 @@ class Session:
 
     Attributes:
         loss: How the session ended, once it has.
+        last_heard: The command whose reply `replies` gave out last.
         contents_written: How many contents have left to their last octet, or may have.
         content_octets: Octets of content written to the peer, as they go on the wire.
         when_over: Called once when the session is lost; for whoever keeps it idle.
@@ -145,6 +146,7 @@ class Session:
         grace: float = 0.0,
     ) -> None:
         self.loss: SessionLost | None = None
+        self.last_heard: Command | None = None
         self.contents_written = 0
         self.content_octets = 0
         self.when_over: Callable[[], None] | None = None
@@ -382,7 +384,10 @@ class Session:
                 break
             found += run.answers()
         self._answers.extend(found[count:])
-        return found[:count]
+        del found[count:]
+        if found:
+            self.last_heard = found[-1].command
+        return found
 
     async def exchange(self, *window: Command) -> list[Answered]:
         """Send a window and return the replies to all of it, in order.

@@ -277,6 +277,19 @@ async def test_a_message_no_host_of_this_kind_takes_does_not_hold_up_the_next(au
             "failed host hello reply 550",
             0,
         ),
+        # With nothing owed, and before there is a transaction.
+        ("S+ 220 hi\\r\\n220 ho\\r\\n", "deferred host greeting malformed-reply -", 0),
+        ("S+ 220 hi\\r\\n421 busy\\r\\n", "deferred host greeting reply 421", 0),
+        (
+            "S: 220 hi\nC: EHLO me.test\nS+ 250 mx.test\\r\\n250 PIPELINING\\r\\n",
+            "deferred host hello malformed-reply -",
+            0,
+        ),
+        (
+            "S: 220 hi\nC: EHLO me.test\nS+ 250 mx.test\\r\\n421 busy\\r\\n",
+            "deferred host hello reply 421",
+            0,
+        ),
         (
             "S: 220 hi\nC: EHLO me.test\nS: 502 no\nC: HELO me.test\nS: 451 no",
             "deferred host hello reply 451",

@@ -274,7 +274,9 @@ async def test_a_temporary_refusal_is_the_hosts(code, autojump_clock):
     assert told([outcome]) == [f"{A} deferred host auth reply {code}"]
 
 
-@pytest.mark.parametrize("answer", ["! close", "! stall", "S: 999 what"])
+@pytest.mark.parametrize(
+    "answer", ["! close", "! stall", "S: 999 what", "S+ 535 no\\r\\n421 going\\r\\n"]
+)
 async def test_a_session_lost_at_auth_is_the_hosts(answer, autojump_clock):
     async with scripted(greeted() + f"C: AUTH PLAIN {PLAIN}\n{answer}\n") as hosts:
         (outcome,) = await deliver(hosts, message(A), options=IN_CLEAR)

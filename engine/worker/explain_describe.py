@@ -370,12 +370,12 @@ def _demand_text(demand: TlsDemand, settings: Settings) -> str:
         case TlsLevel.OFF:
             return 'none: tls = "off"'
         case TlsLevel.OPPORTUNISTIC:
-            if settings.protocol == "smtps":
-                return "from the first octet, with any certificate"
             if settings.tls_fallback_to_clear:
                 return "where it can be had, with any certificate; else in clear"
             return "where it is offered, with any certificate; else in clear"
         case TlsLevel.REQUIRE:
+            if settings.protocol == "smtps" and settings.tls == "opportunistic":
+                return "from the first octet, with any certificate"
             return f"needed, with any certificate ({asker})"
         case TlsLevel.VERIFY:
             if demand.tlsa:

@@ -6,7 +6,6 @@ import os
 import resource
 import subprocess
 import sys
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -41,7 +40,7 @@ def settled(address: str = "a@one.test", *, status: Status = Status.DELIVERED) -
         submitted_at=START,
     )
     found = outcome(status, recipient=address, code=250 if status is Status.DELIVERED else 450)
-    return decision.settle(Policy(), message, 0, found, 1_700_000_000.0, Random(1))
+    return decision.settle(Policy(), message, 0, found, 1_700_000_000.0)
 
 
 @pytest.fixture

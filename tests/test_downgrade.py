@@ -3,7 +3,7 @@
 Each cell of `MATRIX` is one attack on one level.  The whole engine runs; somebody in the middle
 changes what the host or the DNS says.  The words say what must become of the mail:
 
-    verified   it goes over TLS to the right host
+    verified   it goes over TLS to a host whose certificate is good, asked for or not
     tls        it goes over TLS to whoever is there
     clear      it goes in clear
     elsewhere  it goes to a host that the attacker chose, over TLS with a good certificate
@@ -52,30 +52,30 @@ if TYPE_CHECKING:
 
 #: Attacks down, levels of protection across.
 MATRIX: Final = """
-                                     any no-clear  require   verify     dane  enforce  testing requiretls
-nothing                              tls      tls      tls verified verified verified      tls verified
-strip STARTTLS                     clear    clear    waits    waits    waits    waits    clear  bounces
-refuse STARTTLS                    clear    waits    waits    waits    waits    waits    clear    waits
-refuse STARTTLS for good           clear    clear    waits    waits    waits    waits    clear    waits
-refuse EHLO                        clear    clear    waits    waits    waits    waits    clear  bounces
-hang up at STARTTLS                waits    waits    waits    waits    waits    waits    waits    waits
-inject behind STARTTLS             waits    waits    waits    waits    waits    waits    waits    waits
-inject into the handshake          waits    waits    waits    waits    waits    waits    waits    waits
-hang up in the handshake           clear    waits    waits    waits    waits    waits    clear    waits
-old TLS only                       clear    waits    waits    waits    waits    waits    clear    waits
-the certificate of another host      tls      tls      tls    waits    waits    waits      tls    waits
-one of an unknown authority          tls      tls      tls    waits    waits    waits      tls    waits
-an expired one                       tls      tls      tls    waits    waits    waits      tls    waits
-no REQUIRETLS over TLS               tls      tls      tls verified verified verified      tls  bounces
-strip the STS record                 tls      tls      tls verified verified verified      tls verified
-strip it at first sight              tls      tls      tls verified verified      tls      tls  bounces
-hold back the STS record             tls      tls      tls verified verified verified      tls verified
-hold it back at first sight          tls      tls      tls verified verified      tls      tls    waits
-bogus MX records                   waits    waits    waits    waits    waits    waits    waits    waits
-bogus addresses                    waits    waits    waits    waits    waits    waits    waits    waits
-bogus TLSA records                   tls      tls      tls verified    waits verified      tls verified
-no answer about TLSA records         tls      tls      tls verified    waits verified      tls verified
-forge the MX records           elsewhere elsewhere elsewhere elsewhere  waits    waits elsewhere    waits
+                                     any  no-clear   require    verify      dane   enforce   testing requiretls
+nothing                         verified  verified  verified  verified  verified  verified  verified  verified
+strip STARTTLS                     clear     clear     waits     waits     waits     waits     clear   bounces
+refuse STARTTLS                    clear     waits     waits     waits     waits     waits     clear     waits
+refuse STARTTLS for good           clear     clear     waits     waits     waits     waits     clear     waits
+refuse EHLO                        clear     clear     waits     waits     waits     waits     clear   bounces
+hang up at STARTTLS                waits     waits     waits     waits     waits     waits     waits     waits
+inject behind STARTTLS             waits     waits     waits     waits     waits     waits     waits     waits
+inject into the handshake          waits     waits     waits     waits     waits     waits     waits     waits
+hang up in the handshake           clear     waits     waits     waits     waits     waits     clear     waits
+old TLS only                       clear     waits     waits     waits     waits     waits     clear     waits
+the certificate of another host      tls       tls       tls     waits     waits     waits       tls     waits
+one of an unknown authority          tls       tls       tls     waits     waits     waits       tls     waits
+an expired one                       tls       tls       tls     waits     waits     waits       tls     waits
+no REQUIRETLS over TLS          verified  verified  verified  verified  verified  verified  verified   bounces
+strip the STS record            verified  verified  verified  verified  verified  verified  verified  verified
+strip it at first sight         verified  verified  verified  verified  verified  verified  verified   bounces
+hold back the STS record        verified  verified  verified  verified  verified  verified  verified  verified
+hold it back at first sight     verified  verified  verified  verified  verified  verified  verified     waits
+bogus MX records                   waits     waits     waits     waits     waits     waits     waits     waits
+bogus addresses                    waits     waits     waits     waits     waits     waits     waits     waits
+bogus TLSA records              verified  verified  verified  verified     waits  verified  verified  verified
+no answer about TLSA records    verified  verified  verified  verified     waits  verified  verified  verified
+forge the MX records           elsewhere elsewhere elsewhere elsewhere     waits     waits elsewhere     waits
 """
 
 DOMAIN, HOST, EVIL = "x.test", "mx.x.test", "mx.evil.test"

@@ -95,13 +95,26 @@ def check_dates(certificate: x509.Certificate, now: datetime) -> None:
         raise Unverified(text, "certificate-not-trusted")
 
 
+def check_key(certificate: x509.Certificate) -> None:
+    """Check that a certificate's own key is as long as OpenSSL wants it from who is verified.
+
+    Raises:
+        Unverified: It is not.
+    """
+    with suppress(*UNREADABLE):
+        key = certificate.public_key()
+        if isinstance(key, rsa.RSAPublicKey) and key.key_size < _LEAST_RSA:
+            text = "the certificate is not trusted: its key is too short"
+            raise Unverified(text, "certificate-not-trusted")
+
+
 def verify_path(
     chain: Sequence[x509.Certificate], anchors: Sequence[x509.Certificate], now: datetime
 ) -> None:
     """Check that a chain leads to one of the anchors, and may be a TLS server's.
 
     Signatures, dates, basic constraints, name constraints and key usages are checked, and that no
-    key or digest is weak; as authorities only RSA and the curves of NIST count.  The policy is not
+    key of an authority and no digest is weak; as authorities only RSA and the curves of NIST count.  The policy is not
     that of browsers, which no private authority satisfies.
 
     Args:

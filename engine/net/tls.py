@@ -7,7 +7,8 @@ failure by delivery.
 OpenSSL verifies a chain where it must lead to a trusted authority; of TLSA records it knows nothing
 as Python hands it over, so for those it lets every certificate pass and `engine.net.dane` judges.
 Either way nothing is sent over TLS before the judgement, not even our last flight of the handshake.
-Where no certificate is demanded none is looked at, and the facts say `no`.
+Where any certificate will do it is looked at all the same, and the facts say what it is worth: as the
+reference client tries to verify every host and goes on if it fails.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
 
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
 
 #: Seconds for which the authorities are remembered that `would_verify` asks.
 _ANCHOR_SECONDS: Final = HOURS
+#: Seconds for which is remembered what a chain is worth where any will do, and of how many chains:
+#: to find out takes half as long as a handshake.
+_WORTH_SECONDS: Final = HOURS
+_MOST_WORTHS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,7 @@ class TlsClient:
         self.contexts: Final = TlsContexts()
         self.sessions: Final = TlsSessions()
         self._anchors: dict[str | None, tuple[float, tuple[x509.Certificate, ...]]] = {}
+        self._worths: dict[_Question, tuple[float, Verdict]] = {}
 
     async def start(
         self,
@@ -145,6 +151,8 @@ class TlsClient:
         try:
             await stream.handshake()
             verdict = _judge(key.demand, stream.tls, kept)
+            if verdict is None:
+                verdict = await self._look_at(chain_of(stream.tls), key)
         except ssl.SSLError as error:
             raise TlsFailed.from_handshake(peer, error) from error
         except AnsweredInClear as error:
@@ -159,6 +167,30 @@ class TlsClient:
                 key, stream.tls.session, context, verdict
             )
         return TlsConnection(stream, *_facts(key.demand, stream.tls, verdict))
+
+    async def _look_at(self, chain: Sequence[bytes], key: SessionKey) -> Verdict:
+        """Say what a certificate is worth where any will do."""
+        names = tuple(dict.fromkeys(filter(None, (key.host, key.demand.sni))))
+        question = _Question(tuple(chain), names, key.material.ca_file)
+        until, verdict = self._worths.get(question, (-math.inf, Verdict("no")))
+        if until <= trio.current_time():
+            try:
+                verdict = await self._worth(question, key.material)
+            except OSError:
+                return Verdict("no")  # no authority is known, and none is needed
+            self._worths.pop(question, None)
+            if len(self._worths) >= _MOST_WORTHS:
+                del self._worths[next(iter(self._worths))]
+            self._worths[question] = trio.current_time() + _WORTH_SECONDS, verdict
+        return verdict
+
+    async def _worth(self, question: _Question, material: TlsMaterial) -> Verdict:
+        from engine.net.pkix import load_certificate
+
+        chain, names, _ = question
+        if await self.would_verify(chain, names, material) is not None:
+            return Verdict("no")
+        return Verdict("pkix", until=_expiry(load_certificate(chain[0])))
 
     async def _context(self, key: SessionKey, peer: Peer) -> ssl.SSLContext:
         verifies = key.demand.level is TlsLevel.VERIFY and not key.demand.tlsa
@@ -191,6 +223,7 @@ class TlsClient:
                 raise _no_certificate()
             certificates = pkix.load_chain(chain)
             anchors = await self._anchors_of(material.ca_file)
+            pkix.check_key(certificates[0])
             pkix.verify_path(certificates, anchors, datetime.now(UTC))
             match_name(certificates[0], names)
         except Unverified as flaw:
@@ -214,8 +247,16 @@ def _check(demand: TlsDemand) -> None:
         raise ValueError("no names to verify: allowed are one and more")
 
 
-def _judge(demand: TlsDemand, tls: ssl.SSLObject, kept: KeptSession | None) -> Verdict:
-    """Hold the peer's certificate against the demand.
+class _Question(NamedTuple):
+    """Whether a chain leads to one of the authorities in a file, and is for one of these names."""
+
+    chain: tuple[bytes, ...]
+    names: tuple[str, ...]
+    ca_file: str | None
+
+
+def _judge(demand: TlsDemand, tls: ssl.SSLObject, kept: KeptSession | None) -> Verdict | None:
+    """Hold the peer's certificate against the demand; `None` where any will do.
 
     A resumed session brings no chain along.  It was kept under the very same demand, and what was
     found then still holds.
@@ -226,7 +267,7 @@ def _judge(demand: TlsDemand, tls: ssl.SSLObject, kept: KeptSession | None) -> V
         return _judge_by_records(demand, chain_of(tls))
     if demand.level is TlsLevel.VERIFY:
         return _judge_by_name(demand, tls.getpeercert(binary_form=True))
-    return Verdict("no")
+    return None
 
 
 def _judge_by_records(demand: TlsDemand, chain: Sequence[bytes]) -> Verdict:

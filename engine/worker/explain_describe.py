@@ -374,7 +374,7 @@ def _demand_text(demand: TlsDemand, settings: Settings) -> str:
                 return "where it can be had, with any certificate; else in clear"
             return "where it is offered, with any certificate; else in clear"
         case TlsLevel.REQUIRE:
-            if settings.protocol == "smtps" and settings.tls == "opportunistic":
+            if demand.policy == "required" and settings.tls == "opportunistic":
                 return "from the first octet, with any certificate"
             return f"needed, with any certificate ({asker})"
         case TlsLevel.VERIFY:

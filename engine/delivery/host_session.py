@@ -641,7 +641,7 @@ def may_go_in_clear(failure: TlsFailed, demand: TlsDemand, settings: Settings) -
 
 def tls_verdict(failure: TlsFailed) -> Verdict:
     """Return the verdict on a recipient whose host could not be reached over TLS."""
-    enhanced = _LOST if failure.cause in (Cause.CLOSED, Cause.TIMEOUT) else _TLS_TROUBLE
+    enhanced = _LOST if failure.cause is Cause.TIMEOUT else _TLS_TROUBLE
     if failure.scope is not Scope.HOST:
         enhanced = EnhancedStatusCode(4, 3, 5)
     return Verdict(

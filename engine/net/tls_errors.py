@@ -70,8 +70,8 @@ class TlsFailed(EngineError):  # noqa: N818 - an expected result, read aloud: "T
 
     Attributes:
         stage: `tls`.
-        cause: `timeout`; `closed` where the peer hung up; `config` where our own certificate or
-            authorities cannot be read; `tls` for the rest.
+        cause: `timeout`; `config` where our own certificate or authorities cannot be read; `tls` for
+            the rest, also where the peer hung up: some do in place of an alert.
         scope: `host`; `local` for our own files.
         text: One line for a person: what was tried with whom, and what happened.
         errno: The system's number for it, `None` where no system call failed.
@@ -114,11 +114,10 @@ class TlsFailed(EngineError):  # noqa: N818 - an expected result, read aloud: "T
         """Make one of a handshake that came to nothing."""
         if isinstance(error, ssl.SSLCertVerificationError):
             return cls.from_unverified(peer, Unverified.from_openssl(error))
-        cause = Cause.CLOSED if isinstance(error, ssl.SSLEOFError) else Cause.TLS
         words = describe(error)
         hint = _HINTS.get(words)
         reason = words if hint is None else f"{hint} ({words})"
-        return cls(peer, cause, reason, result="validation-failure", clear_may_help=True)
+        return cls(peer, Cause.TLS, reason, result="validation-failure", clear_may_help=True)
 
     @classmethod
     def from_reply(cls, peer: Peer) -> TlsFailed:
@@ -137,7 +136,7 @@ class TlsFailed(EngineError):  # noqa: N818 - an expected result, read aloud: "T
         system = error.__cause__
         return cls(
             peer,
-            Cause.CLOSED,
+            Cause.TLS,
             str(error) or "connection broken",
             errno=system.errno if isinstance(system, OSError) else None,
             result="validation-failure",

@@ -248,7 +248,16 @@ async def test_who_hangs_up_instead_of_a_handshake_is_to_blame(options):
     async with scripted(GREETED + "C: STARTTLS\nS: 220 go on\n! close\n") as hosts:
         (outcome,) = await deliver(hosts, message(A), options=options)
 
-    assert told([outcome]) == [f"{A} deferred host tls closed -"]
+    assert told([outcome]) == [f"{A} deferred host tls tls -"]
+    assert str(outcome.enhanced) == "4.7.5"
+
+
+async def test_a_handshake_has_its_time():
+    options = {"tls": "require", "command_timeout": 0.2}
+    async with scripted(GREETED + "C: STARTTLS\nS: 220 go on\n! stall\n") as hosts:
+        (outcome,) = await deliver(hosts, message(A), options=options)
+
+    assert told([outcome]) == [f"{A} deferred host tls timeout -"]
     assert str(outcome.enhanced) == "4.4.2"
 
 

@@ -347,7 +347,7 @@ async def test_a_peer_that_hangs_up():
         await stream.send_eof()
 
     failure = await begin(answer)
-    assert (failure.cause, failure.result) == (Cause.CLOSED, "validation-failure")
+    assert (failure.cause, failure.result) == (Cause.TLS, "validation-failure")
     assert failure.clear_may_help
 
 
@@ -356,7 +356,7 @@ async def test_a_peer_that_is_gone():
         stream.close()
 
     failure = await begin(answer)
-    assert failure.cause is Cause.CLOSED
+    assert failure.cause is Cause.TLS
     assert failure.clear_may_help
 
 
@@ -420,7 +420,7 @@ async def test_no_octets_crash_it(octets, cut):
         await stream.send_eof()
 
     failure = await begin(answer)
-    assert failure.cause in (Cause.TLS, Cause.CLOSED)
+    assert failure.cause is Cause.TLS
 
 
 # -- over real sockets --------------------------------------------------------------------------

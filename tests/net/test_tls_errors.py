@@ -53,7 +53,7 @@ def test_common_failures_of_a_handshake_are_said_in_words_of_ours_too():
 
 def test_who_hangs_up_is_said_to_have_hung_up():
     failure = TlsFailed.from_handshake(PEER, ssl_error("", ssl.SSLEOFError))
-    assert failure.cause is Cause.CLOSED
+    assert failure.cause is Cause.TLS
     assert failure.reason == "the peer closed the connection"
     assert failure.clear_may_help
 
@@ -88,6 +88,6 @@ def test_a_broken_connection_keeps_the_systems_number():
     error.__cause__ = OSError(104, "Connection reset by peer")
     failure = TlsFailed.from_lost_connection(PEER, error)
     assert failure.errno == 104
-    assert failure.cause is Cause.CLOSED
+    assert failure.cause is Cause.TLS
     assert failure.clear_may_help
     assert TlsFailed.from_lost_connection(PEER, trio.BrokenResourceError()).reason

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from engine.content import from_binary
-from engine.outcome import Status
+from engine.delivery.host_memory import HostMemory
+from engine.outcome import Peer, Status
 from engine.queue.hints import MemoryHints
 from engine.smtp.mime import to_seven_bit
 from tests.delivery.helpers import (
@@ -327,6 +328,19 @@ async def test_lockstep_is_lockstep(autojump_clock):
             together=True,
             options={"stream_depth": 1, "max_connections": 1},
         )
+        writes = len(hosts.streams[0].writes)
+
+    assert told(outcomes) == delivered(A, B, C)
+    assert writes == 5
+
+
+async def test_a_host_that_is_known_not_to_take_several_gets_one_at_a_time(autojump_clock):
+    """Whatever the number is, it would refuse them again."""
+    hints = MemoryHints()
+    HostMemory(hints, Peer("192.0.2.1", "192.0.2.1", 25)).note_stream(is_taken=False)
+    script = OPEN + chunk(A) + GOOD + chunk(B) + GOOD + chunk(C) + GOOD
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, *map(message, (A, B, C)), hints=hints, **TOGETHER)
         writes = len(hosts.streams[0].writes)
 
     assert told(outcomes) == delivered(A, B, C)

@@ -575,7 +575,8 @@ class Carrier:
         elif flight.again:
             return self._ask_again(flight, flight.again)
         if flight.doubtful and (attempt.returns or not attempt.lockstep):
-            if self._host.manner.chunking:
+            # With nobody accepted it was MAIL that was refused, and no chunk.
+            if self._host.manner.chunking and flight.is_accepted:
                 self._host.memory.note_bad_chunking()
             attempt.lockstep = attempt.returns = True
             self._drop_jobs_of(attempt)

@@ -278,6 +278,19 @@ async def test_a_host_that_mishandles_chunks_gets_data_and_is_remembered(code, a
     assert [outcome.attempts for outcome in outcomes] == [(), ()]
 
 
+async def test_a_refused_mail_says_nothing_about_chunks(autojump_clock):
+    """Some servers say 501 to a sender that they do not like."""
+    lockstep = "C: MAIL FROM:<s@me.test>\nS: 501 5.1.7 bad sender\n"
+    script = OPEN + chunk(A) + replies("501 5.1.7 bad sender", "503 no", "503 no")
+    script += "C: QUIT\nS: 221 bye\n" + NEXT + OPEN + lockstep
+    hints = MemoryHints()
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, message(A), hints=hints)
+
+    assert told(outcomes) == [f"{A} failed message mail reply 501"]
+    assert not HostMemory(hints, Peer("192.0.2.1", "192.0.2.1", 25)).is_bad_at_chunking
+
+
 # ---- several in flight ---------------------------------------------------------------------------
 
 TOGETHER = {"together": True, "options": {"stream_depth": 3, "max_connections": 1}}

@@ -12,6 +12,7 @@ from engine.smtp.mime import to_seven_bit
 from tests.delivery.helpers import (
     CONTENT,
     MX1,
+    MX2,
     NEXT,
     StreamedContent,
     an_engine,
@@ -276,6 +277,16 @@ async def test_a_host_that_mishandles_chunks_gets_data_and_is_remembered(code, a
 
     assert told(outcomes) == delivered(A, B)
     assert [outcome.attempts for outcome in outcomes] == [(), ()]
+
+
+async def test_where_the_second_try_in_lockstep_fails_the_next_host_is_asked(autojump_clock):
+    script = OPEN + chunk(A) + replies("250 ok", "250 ok", "503 5.5.1 what")
+    script += "C: QUIT\nS: 221 bye\n" + NEXT + "! close\n"
+    async with scripted({MX1: script, MX2: OPEN + chunk(A) + GOOD}) as hosts:
+        (outcome,) = await deliver(hosts, message(A), routes=(MX1, MX2))
+
+    assert told([outcome]) == delivered(A)
+    assert [(tried.stage, tried.cause) for tried in outcome.attempts] == [("greeting", "closed")]
 
 
 async def test_a_refused_mail_says_nothing_about_chunks(autojump_clock):

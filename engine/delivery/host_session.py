@@ -114,7 +114,7 @@ class HostSession:
         self.features = Features()
         self.manner = Manner()
         self.dialect = Dialect(NO_CAPABILITIES)
-        self.depth = Depth(1, is_known=False, is_possible=False)
+        self.depth = Depth(1, is_known=False, round_trip=None, is_possible=False)
         self.transactions = self.refusals = 0
         self.has_refused = False
         self.ending = ""
@@ -307,9 +307,11 @@ class HostSession:
         remembered = self.memory.takes_streams
         self.takes_streams = takes_streams = is_known if remembered is None else remembered
         self._takes_quit_behind = is_known and takes_streams
+        link = self._connection.observe() if self._connection is not None else None
         self.depth = Depth(
             settings.stream_depth,
             is_known=takes_streams,
+            round_trip=link.round_trip_seconds if link is not None else None,
             is_possible=pipelining and not is_lmtp and remembered is not False,
         )
 

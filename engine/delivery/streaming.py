@@ -1,8 +1,8 @@
 """How many mail transactions may be in flight on a connection.  Knows no I/O.
 
 RFC 2920 §3.1 lets the next MAIL follow the final dot, and with CHUNKING (RFC 3030 §2) whole
-transactions can.  Not every server takes it, so unless told a number, only servers that are known to
-take it are asked to.
+transactions can.  Not every server takes it, and on a fast link nothing is gained; so unless told a
+number, only servers that are known to take it are asked to.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ FEW_RECIPIENTS: Final = 10
 #: is given up.  Servers hang up after so many commands that bring no mail (Exim: at the eleventh
 #: RSET of this kind), and what is in flight then is in doubt.
 MOST_REFUSALS: Final = 3
+#: A round trip that is not worth it, in seconds.
+_SHORT: Final = 0.001
 
 
 class Depth:
@@ -37,6 +39,7 @@ class Depth:
         setting: int | Literal["auto"],
         *,
         is_known: bool,
+        round_trip: float | None,
         is_possible: bool,
     ) -> None:
         """Begin in lockstep, as every connection does until it has delivered something.
@@ -44,6 +47,7 @@ class Depth:
         Args:
             setting: `stream_depth`.
             is_known: Whether the server is known to take it.
+            round_trip: Seconds, where they are known.
             is_possible: Whether the commands of an envelope are pipelined at all, and the server is
                 not known to refuse those that come early.
         """
@@ -52,7 +56,7 @@ class Depth:
             return
         if setting != "auto":
             self._later = setting
-        elif is_known:
+        elif is_known and (round_trip is None or round_trip >= _SHORT):
             self._later = MOST
 
     def delivered(self) -> None:

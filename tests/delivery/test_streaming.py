@@ -5,29 +5,46 @@ import pytest
 from engine.delivery.streaming import MOST, Depth
 
 
-def depth(setting, *, is_known=True, is_possible=True):
-    made = Depth(setting, is_known=is_known, is_possible=is_possible)
+def depth(setting, *, is_known=True, round_trip=0.05, is_possible=True):
+    made = Depth(setting, is_known=is_known, round_trip=round_trip, is_possible=is_possible)
     assert made.limit == 1
     made.delivered()
     return made
 
 
 def test_every_connection_begins_in_lockstep():
-    assert Depth(8, is_known=True, is_possible=True).limit == 1
+    assert Depth(8, is_known=True, round_trip=0.05, is_possible=True).limit == 1
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-def test_a_number_streams_to_any_host(is_known):
-    assert depth(8, is_known=is_known).limit == 8
+@pytest.mark.parametrize("round_trip", [None, 0.0001, 0.2])
+def test_a_number_streams_to_any_host_over_any_link(is_known, round_trip):
+    made = depth(8, is_known=is_known, round_trip=round_trip)
+
+    assert made.limit == 8
 
 
 def test_one_is_lockstep():
     assert depth(1).limit == 1
 
 
-@pytest.mark.parametrize(("is_known", "limit"), [(True, MOST), (False, 1)])
-def test_auto_streams_to_servers_that_are_known_to_take_it(is_known, limit):
-    assert depth("auto", is_known=is_known).limit == limit
+@pytest.mark.parametrize(
+    ("is_known", "round_trip", "may_stream"),
+    [
+        (True, 0.05, True),
+        (True, 0.001, True),
+        (True, None, True),
+        (True, 0.0009, False),
+        (False, 0.05, False),
+        (False, None, False),
+    ],
+)
+def test_auto_streams_to_servers_that_take_it_over_links_that_are_worth_it(
+    is_known, round_trip, may_stream
+):
+    made = depth("auto", is_known=is_known, round_trip=round_trip)
+
+    assert made.limit == (MOST if may_stream else 1)
 
 
 @pytest.mark.parametrize("setting", ["auto", 8])

@@ -218,26 +218,6 @@ async def test_a_batch_is_sent_over_shared_connections(send: Send, tmp_path: Pat
     assert {message for message, _ in seen} == {str(n) for n in range(1, 201)}
 
 
-async def test_messages_are_in_flight_together_to_a_host_that_is_known_to_take_it(
-    send: Send, tmp_path: Path
-):
-    """Over the shortest of links too."""
-    envelope = "C: MAIL FROM:<a@x.test>\nC: RCPT TO:<{}@y.test>\nC: DATA\n"
-    taken = "S: 250 ok\nS: 250 ok\nS: 354 go on\nC= the content\n"
-    script = "! sleep 0.2\nS: 220 mx.test ESMTP Exim 4.96\nC: EHLO me.test\n"
-    script += "S: 250-mx.test\nS: 250 PIPELINING\n" + envelope.format(1) + taken
-    script += "S: 250 done\n" + envelope.format(2) + taken
-    script += envelope.format(3) + "S: 250 done\n" + taken + "S: 250 done\n"
-    file = tmp_path / "batch"
-    file.write_text("".join(line(f"{n}@y.test") for n in (1, 2, 3)))
-    async with serve_script(script) as server:
-        sets = ("helo_name=me.test", "max_connections=1", "quit_pipelining=false")
-        result = await send(batch=file, port=server.port, sets=sets)
-
-    assert result.status == 0
-    assert [record["transaction"] for record in result.records] == [1, 2, 3]
-
-
 async def test_a_bad_line_is_reported_and_the_rest_is_sent(send: Send, tmp_path: Path):
     file = tmp_path / "batch"
     file.write_text(line("b@y.test") + "nonsense\n" + line("c@y.test", "nobody", "reject@y.test"))

@@ -259,8 +259,9 @@ class Dispatcher:
 
     def _hand_out(self, parcel: _Parcel) -> None:
         """Give each pool its part: recipients who go to one site, in one lane, travel together."""
-        asked = _asked_of_tls(parcel.message)
-        parts: dict[tuple[SitePool, Lane], tuple[list[Recipient], float]] = {}
+        message = parcel.message
+        asked = _asked_of_tls(message)
+        parts: dict[tuple[SitePool, Lane], tuple[list[str], float]] = {}
         for domain, recipients in parcel.by_domain.items():
             route = parcel.routes[domain]
             if isinstance(route, Unroutable):
@@ -269,10 +270,17 @@ class Dispatcher:
             pool = self._pool_for(domain, route)
             part = pool, pool.lane(asked, parcel.stances[domain], domain)
             if part in parts:
-                parts[part][0].extend(recipients)
+                parts[part][0].append(domain)
             else:
-                parts[part] = (recipients, route.seconds)
-        for (pool, lane), (recipients, seconds) in parts.items():
+                parts[part] = ([domain], route.seconds)
+        for (pool, lane), (domains, seconds) in parts.items():
+            recipients = parcel.by_domain[domains[0]]
+            if len(domains) > 1:
+                # They are named in the order in which they were given.
+                chosen = frozenset(domains)
+                recipients = [
+                    each for each in message.recipients if each.mailbox.routing_domain in chosen
+                ]
             attempt = self._attempt(parcel, recipients, pool.settle, seconds)
             attempt.lane = lane
             pool.put(attempt)

@@ -29,10 +29,10 @@ from tests.delivery.helpers import (
 
 
 async def test_recipients_of_one_site_travel_together(autojump_clock):
-    """However many domains they belong to."""
+    """However many domains they belong to, and in the order in which they were given."""
     everybody = ["a@x.test", "b@y.test", "c@x.test"]
     dialogue = greeted("PIPELINING") + transaction(
-        ("a@x.test", "250 ok"), ("c@x.test", "250 ok"), ("b@y.test", "250 ok"), pipelined=True
+        ("a@x.test", "250 ok"), ("b@y.test", "250 ok"), ("c@x.test", "250 ok"), pipelined=True
     )
     async with scripted(dialogue) as hosts, an_engine(hosts, zone=ZONE) as engine:
         await engine.submit(message(*everybody))

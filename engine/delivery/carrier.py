@@ -539,13 +539,16 @@ class Carrier:
     def _overrule(self, flight: _Flight) -> AbstractSet[int]:
         """Return who is asked again, because the host was not the one that it was taken for."""
         attempt, group, _ = flight.job
+        overruling = flight.overruling
         undone = [
             place
             for place, verdict in enumerate(flight.verdicts)
-            if verdict is None or verdict.status not in (Status.DELIVERED, Status.UNKNOWN)
+            if verdict is None
+            or verdict.status not in (Status.DELIVERED, Status.UNKNOWN)
+            or (overruling is not None and _is_void(verdict, overruling))
         ]
-        if flight.overruling is not None:
-            self._host.report_all(attempt, flight.overruling, [group[place] for place in undone])
+        if overruling is not None:
+            self._host.report_all(attempt, overruling, [group[place] for place in undone])
             for place in undone:
                 flight.verdicts[place] = None
             return _NOBODY
@@ -572,7 +575,8 @@ class Carrier:
         elif flight.again:
             return self._ask_again(flight, flight.again)
         if flight.doubtful and (attempt.returns or not attempt.lockstep):
-            if self._host.manner.chunking:
+            # With nobody accepted it was MAIL that was refused, and no chunk.
+            if self._host.manner.chunking and flight.is_accepted:
                 self._host.memory.note_bad_chunking()
             attempt.lockstep = attempt.returns = True
             self._drop_jobs_of(attempt)
@@ -661,6 +665,15 @@ class Carrier:
                 flight.give_up(verdict)
                 self._host.report(attempt, group, flight.verdicts, flight.number, flight.started)
         self._flying.clear()
+
+
+def _is_void(verdict: Verdict, overruling: Verdict) -> bool:
+    """Whether a content of unknown fate was not taken: the host refused us, and said no more.
+
+    RFC 5321 §3.1: behind a refused greeting it takes nothing.  One that goes on all the same may.
+    """
+    has_refused = overruling.cause is Cause.REPLY
+    return has_refused and verdict.cause in (Cause.CLOSED, Cause.TIMEOUT)
 
 
 def _end_of(flight: _Flight) -> tuple[str, list[str]]:

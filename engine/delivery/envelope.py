@@ -175,8 +175,9 @@ def build(
         )
     )
     parameters = _mail_parameters(message, facts, dialect, as_utf8=as_utf8, prdr=prdr)
-    path = b"" if message.reverse_path is None else _path(message.reverse_path, as_utf8=as_utf8)
-    paths = [_path(to.mailbox, as_utf8=as_utf8) for to in recipients]
+    is_kept = as_utf8 and dialect.downconvert != "always"
+    path = b"" if message.reverse_path is None else _path(message.reverse_path, is_kept=is_kept)
+    paths = [_path(to.mailbox, is_kept=is_kept) for to in recipients]
     if offered.dsn or dialect.ignore_quota:
         wishes = [_rcpt_parameters(to, dialect) for to in recipients]
         return Envelope(mail(path, parameters), tuple(map(rcpt, paths, wishes)))
@@ -254,11 +255,11 @@ def _has_utf8_path(message: Message, recipients: Sequence[Recipient], *, convert
     return False
 
 
-def _path(mailbox: Mailbox, *, as_utf8: bool) -> bytes:
-    if as_utf8 or mailbox.octets.isascii():
+def _path(mailbox: Mailbox, *, is_kept: bool) -> bytes:
+    """Return a path as it is, or with its domain in A-labels, which say the same."""
+    if is_kept or mailbox.octets.isascii():
         return mailbox.octets
-    # Only the domain is not ASCII: its A-labels say the same (RFC 5890 §2.3.2.1).
-    return mailbox.ascii_octets() or mailbox.octets
+    return mailbox.a_label_octets() or mailbox.octets
 
 
 def _xtext(text: str) -> bytes:

@@ -315,17 +315,15 @@ class HostSession:
             # RFC 9422 §6: before TLS somebody else may have said them.
             self._heed_limits(offered)
         is_known = opening.is_known_to_stream or offered.pipeconnect
-        takes_streams = self.memory.takes_streams
-        if takes_streams is None:
-            takes_streams = is_known
-        self.takes_streams = takes_streams
+        remembered = self.memory.takes_streams
+        self.takes_streams = takes_streams = is_known if remembered is None else remembered
         self._takes_quit_behind = is_known and takes_streams
         link = self._connection.observe() if self._connection is not None else None
         self.depth = Depth(
             settings.stream_depth,
             is_known=takes_streams,
             round_trip=link.round_trip_seconds if link is not None else None,
-            is_possible=pipelining and not is_lmtp,
+            is_possible=pipelining and not is_lmtp and remembered is not False,
         )
 
     def _heed_limits(self, offered: Capabilities) -> None:

@@ -242,7 +242,8 @@ class Opening:
         return trouble, await session.reply() if words else None
 
     def _heard_early(self, answer: Answered) -> Trouble | None:
-        veto = self._around.heard(Kind.EHLO, answer.reply, has_tls=self.has_tls)
+        shown = self._session.shown(answer.reply)
+        veto = self._around.heard(Kind.EHLO, shown, has_tls=self.has_tls)
         if not answer.reply.is_positive:
             # A 421 is no disagreement: the server goes.
             self.is_misfit = answer.reply.code != 421

@@ -253,6 +253,10 @@ class Session:
         if secret not in self._secrets:
             self._secrets += (secret,)
 
+    def shown(self, reply: Reply) -> Reply:
+        """Return a reply as it may be shown, without the secrets in it."""
+        return reply.without(self._secrets) if self._secrets else reply
+
     async def send(self, *window: Command) -> None:
         """Put a window on the commands channel.
 
@@ -629,13 +633,13 @@ class Session:
                 if isinstance(event, Closed):
                     self._lose(Cause.CLOSED, self._write_error)
                     break
-                shown = event.reply if not self._secrets else event.reply.without(self._secrets)
+                shown = self.shown(event.reply)
                 if self._scribe is not None:
                     self._scribe.received(shown)
                 if isinstance(event, Closing):
                     self._lose(Cause.REPLY, reply=shown)
                     break
-                if shown is not event.reply and shown.severity != 3:  # a challenge is data
+                if shown is not event.reply and not _is_read(event):
                     event = event._replace(reply=shown)
                 if event.command.kind not in _SET_UP:
                     self._secrets = ()
@@ -800,6 +804,12 @@ class _Parcel:
             if each is command:
                 return position > self.sent and _ends_content(command)
         return False
+
+
+def _is_read(answer: Answered) -> bool:
+    """Whether a reply is data to go by: a challenge, or the keywords of a hello."""
+    reply = answer.reply
+    return reply.severity == 3 or (reply.is_positive and answer.command.kind is Kind.EHLO)
 
 
 def _ends_content(command: Command) -> bool:

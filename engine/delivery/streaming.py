@@ -48,7 +48,8 @@ class Depth:
             setting: `stream_depth`.
             is_known: Whether the server is known to take it.
             round_trip: Seconds, where they are known.
-            is_possible: Whether the commands of an envelope are pipelined at all.
+            is_possible: Whether the commands of an envelope are pipelined at all, and the server is
+                not known to refuse those that come early.
         """
         self.limit = self._later = 1
         if not is_possible:

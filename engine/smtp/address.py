@@ -109,17 +109,23 @@ class Mailbox:
         """Whether it can be written as it is only with SMTPUTF8 (RFC 6531 §3.3)."""
         return not (self.local_part.isascii() and self.domain.isascii())
 
+    def a_label_octets(self) -> bytes | None:
+        """Return `octets` with the domain in A-labels (RFC 5890 §2.3.2.1).
+
+        `None` when the path would grow beyond 256 octets.
+        """
+        if self.domain.isascii():
+            return self.octets
+        octets = f"{self.local_part}@{self.routing_domain}".encode()
+        return octets if len(octets) + 2 <= MAX_PATH_OCTETS else None
+
     def ascii_octets(self) -> bytes | None:
         """Return `octets` with the domain in A-labels, for a host without SMTPUTF8.
 
         `None` when there is no such form: the local part is not ASCII (nobody but its own host
         may rewrite it), or the path would grow beyond 256 octets.
         """
-        if self.domain.isascii():
-            return self.octets if self.local_part.isascii() else None
-        octets = f"{self.local_part}@{self.routing_domain}".encode()
-        fits = len(octets) + 2 <= MAX_PATH_OCTETS
-        return octets if fits and self.local_part.isascii() else None
+        return self.a_label_octets() if self.local_part.isascii() else None
 
 
 def parse_mailbox(text: str) -> Mailbox:

@@ -243,11 +243,15 @@ class ClientConnection:
         """
         try:
             reply = self._parser.next_reply()
-            if reply is not None:
-                return self._heard(reply)
         except RemoteProtocolError:
             self.is_spoiled = True
             raise
+        if reply is not None:
+            try:
+                return self._heard(reply)
+            except RemoteProtocolError as error:
+                self.is_spoiled = True
+                raise RemoteProtocolError(str(error), reply.encode()) from None
         if self._eof:
             self._eof = False  # told once, so that taking events comes to an end
             self.is_spoiled = True
@@ -274,13 +278,13 @@ class ClientConnection:
                 self.is_spoiled = True
                 self._machine.closed()
                 return Closing(reply)
-            raise RemoteProtocolError("a reply to nothing that was asked", reply.encode())
+            raise RemoteProtocolError("a reply to nothing that was asked")
         command = unanswered[0]
         is_early = self._content_open and len(unanswered) == 1
         if is_early:
             self.is_spoiled = True
             if reply.is_positive:
-                raise RemoteProtocolError("content accepted before its end", reply.encode())
+                raise RemoteProtocolError("content accepted before its end")
         if reply.code == 421:
             # RFC 5321 §3.8: the peer closes.  Replies to what is still in flight will not come.
             self.is_spoiled = True
@@ -288,10 +292,7 @@ class ClientConnection:
         elif self.counts_recipients and self._has_more(command, reply):
             return Answered(command, reply, is_early)
         elif self._machine.confirmed is not State.CLOSED:
-            try:
-                self._machine.heard(command.kind, reply.severity, is_last=len(unanswered) == 1)
-            except RemoteProtocolError as error:
-                raise RemoteProtocolError(str(error), reply.encode()) from None
+            self._machine.heard(command.kind, reply.severity, is_last=len(unanswered) == 1)
         unanswered.popleft()
         if command.kind in ENDS_OF_CONTENT:
             self.contents_answered += 1
@@ -312,6 +313,6 @@ class ClientConnection:
                 self._more = self._accepted + 1
                 return True  # the only intermediate reply a content has
             if reply.severity == 3:
-                raise RemoteProtocolError(f"a 3yz reply to {command.kind.name}", reply.encode())
+                raise RemoteProtocolError(f"a 3yz reply to {command.kind.name}")
             return self._more > 0
         return False

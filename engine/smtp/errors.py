@@ -15,8 +15,7 @@ class RemoteProtocolError(ProtocolError):
     """The peer said something that is no SMTP reply, or no reply to what it was asked.
 
     Attributes:
-        octets: What it said, without its line end and cut to a showable length; empty for an
-            empty line.
+        octets: What it said, cut to a showable length, without the line end; empty for an empty line.
     """
 
     def __init__(self, problem: str, octets: bytes = b"") -> None:

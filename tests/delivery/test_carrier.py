@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from engine.content import from_binary
-from engine.outcome import Status
+from engine.delivery.host_memory import HostMemory
+from engine.outcome import Peer, Status
 from engine.queue.hints import MemoryHints
 from engine.smtp.mime import to_seven_bit
 from tests.delivery.helpers import (
     CONTENT,
     MX1,
+    MX2,
     NEXT,
     StreamedContent,
     an_engine,
@@ -277,6 +279,29 @@ async def test_a_host_that_mishandles_chunks_gets_data_and_is_remembered(code, a
     assert [outcome.attempts for outcome in outcomes] == [(), ()]
 
 
+async def test_where_the_second_try_in_lockstep_fails_the_next_host_is_asked(autojump_clock):
+    script = OPEN + chunk(A) + replies("250 ok", "250 ok", "503 5.5.1 what")
+    script += "C: QUIT\nS: 221 bye\n" + NEXT + "! close\n"
+    async with scripted({MX1: script, MX2: OPEN + chunk(A) + GOOD}) as hosts:
+        (outcome,) = await deliver(hosts, message(A), routes=(MX1, MX2))
+
+    assert told([outcome]) == delivered(A)
+    assert [(tried.stage, tried.cause) for tried in outcome.attempts] == [("greeting", "closed")]
+
+
+async def test_a_refused_mail_says_nothing_about_chunks(autojump_clock):
+    """Some servers say 501 to a sender that they do not like."""
+    lockstep = "C: MAIL FROM:<s@me.test>\nS: 501 5.1.7 bad sender\n"
+    script = OPEN + chunk(A) + replies("501 5.1.7 bad sender", "503 no", "503 no")
+    script += "C: QUIT\nS: 221 bye\n" + NEXT + OPEN + lockstep
+    hints = MemoryHints()
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, message(A), hints=hints)
+
+    assert told(outcomes) == [f"{A} failed message mail reply 501"]
+    assert not HostMemory(hints, Peer("192.0.2.1", "192.0.2.1", 25)).is_bad_at_chunking
+
+
 # ---- several in flight ---------------------------------------------------------------------------
 
 TOGETHER = {"together": True, "options": {"stream_depth": 3, "max_connections": 1}}
@@ -327,6 +352,19 @@ async def test_lockstep_is_lockstep(autojump_clock):
             together=True,
             options={"stream_depth": 1, "max_connections": 1},
         )
+        writes = len(hosts.streams[0].writes)
+
+    assert told(outcomes) == delivered(A, B, C)
+    assert writes == 5
+
+
+async def test_a_host_that_is_known_not_to_take_several_gets_one_at_a_time(autojump_clock):
+    """Whatever the number is, it would refuse them again."""
+    hints = MemoryHints()
+    HostMemory(hints, Peer("192.0.2.1", "192.0.2.1", 25)).note_stream(is_taken=False)
+    script = OPEN + chunk(A) + GOOD + chunk(B) + GOOD + chunk(C) + GOOD
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, *map(message, (A, B, C)), hints=hints, **TOGETHER)
         writes = len(hosts.streams[0].writes)
 
     assert told(outcomes) == delivered(A, B, C)

@@ -182,11 +182,22 @@ async def test_a_refused_greeting_is_the_hosts_and_is_forgotten(code, drip, auto
     assert not known(hints)
 
 
-async def test_a_refused_greeting_counts_even_where_the_host_then_hangs_up(autojump_clock):
-    async with scripted(said() + "S: 554 go away\n! close") as hosts:
-        (outcome,) = await deliver(hosts, message(A), options=OPTIONS, hints=knowing(*EARLY))
+@pytest.mark.parametrize("last", ["DATA", "BDAT"])
+async def test_a_refused_greeting_counts_even_where_the_host_then_hangs_up(last, autojump_clock):
+    """It takes nothing that follows (RFC 5321 §3.1), so a content that has left is not in doubt."""
+    first, keywords = (said(), EARLY) if last == "DATA" else (in_one_flight(), CHUNKING)
+    async with scripted(first + "S: 554 go away\n! close") as hosts:
+        (outcome,) = await deliver(hosts, message(A), options=OPTIONS, hints=knowing(*keywords))
 
     assert told([outcome]) == [f"{A} failed host greeting reply 554"]
+
+
+async def test_a_host_that_goes_on_behind_a_refused_greeting_may_have_the_content(autojump_clock):
+    script = in_one_flight() + "S: 554 go away\n" + hello(*CHUNKING) + "! close"
+    async with scripted(script) as hosts:
+        (outcome,) = await deliver(hosts, message(A), options=OPTIONS, hints=knowing(*CHUNKING))
+
+    assert told([outcome]) == [f"{A} unknown message final malformed-reply -"]
 
 
 @pytest.mark.parametrize("last", ["DATA", "BDAT"])

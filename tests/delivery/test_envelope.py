@@ -220,6 +220,21 @@ def test_with_smtputf8_every_address_goes_as_it_was_written():
     assert rcpts_of(foreign, ALL) == ["RCPT TO:<ö@d.test>", "RCPT TO:<c@Bücher.test>"]
 
 
+def test_domains_are_always_converted_where_that_is_set_whatever_needs_smtputf8():
+    foreign = message("a@bücher.test", "ö@Bücher.test", "ö@d.test")
+    always = {"downconvert": "always"}
+    sender = "MAIL FROM:<a@xn--bcher-kva.test> "
+    assert mail_of(foreign, ALL, **always).startswith(sender)
+    assert " SMTPUTF8" in mail_of(foreign, ALL, **always)
+    assert rcpts_of(foreign, ALL, **always) == [
+        "RCPT TO:<ö@xn--bcher-kva.test>",
+        "RCPT TO:<ö@d.test>",
+    ]
+    in_headers = message("a@bücher.test", facts=UTF8_HEADER)
+    assert mail_of(in_headers, ALL, **always).startswith(sender)
+    assert " SMTPUTF8" in mail_of(in_headers, ALL, **always)
+
+
 # -- refusing -----------------------------------------------------------------------------------
 
 

@@ -371,6 +371,32 @@ async def test_a_hello_refused_with_auth_behind_it_is_asked_again_in_turn(autoju
     assert outcome.attempts == ()
 
 
+async def test_a_hello_that_holds_the_password_by_chance_is_read_as_it_is(autojump_clock):
+    """What is shown of it is another matter."""
+    seen = []
+    plain = b64encode(b"\0me\0pipe").decode()
+    script = f"C: EHLO me.test\nC: AUTH PLAIN {plain}\nS: 220 mx.test\n" + OFFER + "S: 235 ok\n"
+    options = {
+        "auth": {"username": "me", "password": "pipe"},
+        "auth_in_clear": True,
+        "early_pipelining": True,
+    }
+    async with scripted(script + MAIL + BYE) as hosts:
+        async with Engine(
+            settings(**options),
+            router=await static_router([MX1], "x.test"),
+            connector=hosts,
+            hints=knowing(),
+        ) as engine:
+            engine.events.watch(seen.append, events.HelloAnswered)
+            await engine.submit(message(A))
+            outcome = await engine.outcomes.receive()
+
+    assert told([outcome]) == delivered(A)
+    assert outcome.features.pipelining
+    assert "****LINING" in seen[0].text
+
+
 # ---- servers that say back what they refuse ------------------------------------------------------
 
 

@@ -20,7 +20,6 @@ from engine.delivery.session import SessionLost
 from engine.delivery.streaming import MOST_REFUSALS, Depth
 from engine.delivery.transaction import Manner
 from engine.delivery.verdict import Trouble, Verdict, judge, lost
-from engine.net.own_address import own_host_name
 from engine.net.tls_errors import TlsFailed
 from engine.outcome import Cause, Features, Peer, Scope, Status
 from engine.report import events
@@ -615,11 +614,9 @@ def own_name(name: str | None, address: str | None) -> str:
     """Return what we call ourselves in a hello (RFC 5321 §4.1.4).
 
     Args:
-        name: As it is set; `None`: that of this host, else the address, which says at least where
-            we are.
+        name: As it is set; `None`: the address, which says at least where we are.
         address: Ours as the peer sees it, `None` where there is none.
     """
-    name = name or own_host_name()
     if name is not None:
         return name
     if address is None:

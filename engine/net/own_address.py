@@ -1,13 +1,12 @@
-"""What we are called: the name of this host, and our address towards a peer before we are connected.
+"""Our address towards a peer, before there is a connection: for a hello that is said first.
 
-For hellos.  Asks the system and its routing table; nothing is sent, and no name is looked up.
+Asks the routing table; nothing is sent.
 """
 
 from __future__ import annotations
 
-import re
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from engine.net.errors import ConnectFailed
 from engine.net.interface import address_family, interface_for
@@ -15,18 +14,6 @@ from engine.net.interface import address_family, interface_for
 if TYPE_CHECKING:
     from engine.net.options import ConnectOptions
     from engine.outcome import Peer
-
-# RFC 5321 §4.1.2; the last label is no number, or it would be an address.
-_LABEL: Final = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_QUALIFIED: Final = re.compile(
-    rf"(?!localhost\.|.*\.localdomain\Z)(?:{_LABEL}\.)+(?![0-9]+\Z){_LABEL}", re.ASCII
-)
-
-
-def own_host_name() -> str | None:
-    """Return the name of this host; `None` where it is not fully qualified (RFC 5321 §2.3.5)."""
-    name = socket.gethostname()
-    return name if _QUALIFIED.fullmatch(name) else None
 
 
 def own_address_towards(peer: Peer, options: ConnectOptions) -> str | None:

@@ -10,7 +10,6 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from engine.delivery.host_session import own_name
-from engine.net.own_address import own_host_name
 from engine.outcome import Cause, Status
 from engine.route import Candidate, HostFailure, Route
 from engine.routing.dane import usable
@@ -326,7 +325,7 @@ def _sts(owner: str, found: StsFinding) -> StsFact:
 
 
 def _hello_name(lead: Lead) -> str | None:
-    name, address = lead.path.settings.helo_name or own_host_name(), lead.peer.local_address
+    name, address = lead.path.settings.helo_name, lead.peer.local_address
     if name is None and address is None and lead.peer.address is not None:
         return None  # our address, as the proxy says it
     return own_name(name, address)

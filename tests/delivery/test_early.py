@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 
 from engine.delivery.host_memory import HostMemory
@@ -134,11 +132,8 @@ async def test_some_hosts_are_spoken_to_in_turn_all_the_same(options, more, auto
     assert hosts.early == [b""]
 
 
-async def test_without_a_name_the_hello_has_the_address_that_the_host_will_see(
-    monkeypatch, autojump_clock
-):
+async def test_without_a_name_the_hello_has_the_address_that_the_host_will_see(autojump_clock):
     """The routing table tells it before there is a connection."""
-    monkeypatch.setattr(socket, "gethostname", lambda: "out")
     script = "C: EHLO [127.0.0.1]\nC: MAIL FROM:<s@me.test>\nC~ RCPT *\nC: DATA\n"
     script += "S: 421 enough\n! expect-eof"
     at = Peer("127.0.0.1", "127.0.0.1", 25)

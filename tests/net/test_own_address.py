@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from engine.net.options import ConnectOptions
-from engine.net.own_address import own_address_towards, own_host_name
+from engine.net.own_address import own_address_towards
 from engine.outcome import Peer
 
 
@@ -38,23 +38,3 @@ def test_a_system_without_a_route_cannot_tell(monkeypatch):
     monkeypatch.setattr(socket, "socket", NoWay)
 
     assert own_address_towards(Peer("mx", "192.0.2.1", 25), ConnectOptions()) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "is_qualified"),
-    [
-        ("out.example.net", True),
-        ("OUT-7.mail.example.net", True),
-        ("out", False),
-        ("localhost", False),
-        ("localhost.example.net", False),
-        ("box.localdomain", False),
-        ("out.example.net.", False),
-        ("a b.example.net", False),
-        ("192.0.2.1", False),
-        ("", False),
-    ],
-)
-def test_this_host_has_a_name_where_that_is_fully_qualified(name, is_qualified, monkeypatch):
-    monkeypatch.setattr(socket, "gethostname", lambda: name)
-    assert own_host_name() == (name if is_qualified else None)

@@ -70,7 +70,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     #: Argument of EHLO and HELO, a domain name or an address literal (RFC 5321 §4.1.1.1).
-    #: `None`: the name of this host, as in Exim.
+    #: `None`: our address of the connection, as a literal, which every host can hold against what it
+    #: sees (RFC 5321 §4.1.4).
     helo_name: HeloName = None
     #: Local IP addresses to send from; the first of the peer's family is taken.
     #: Empty: the operating system chooses, as in Exim.  From Python also a function of the host's

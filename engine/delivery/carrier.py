@@ -147,6 +147,7 @@ class Carrier:
         self._journal = host.journal
         self._ends: list[_Flight] = []  # whose contents end in the window
         self._is_stuck = False  # nothing may be sent to its end any more
+        self._latest: Attempt | None = None  # that began here
 
     async def run(self) -> None:
         """Deliver what the source gives, until there is no more or the connection is of no use.
@@ -282,8 +283,11 @@ class Carrier:
             if not flying and host.transactions and not await host.make_ready():
                 # A refused RSET gives the connection up, not the message.
                 return
-            if host.most_domains and not host.admits(_domain_of(todo[0])):
+            if host.most_domains and not host.admits(
+                _domain_of(todo[0]), goes_on=first is self._latest
+            ):
                 return  # its recipients need a connection of their own
+            self._latest = first
             self._begin(todo.popleft())
             if not self._may_begin:
                 return

@@ -490,12 +490,19 @@ class HostSession:
             and not self.first_words
         )
 
-    def admits(self, domain: str) -> bool:
+    def admits(self, domain: str, *, goes_on: bool) -> bool:
         """Whether recipients of a domain may be named in this session; then they count.
 
         RFC 9422 §4.3: what is limited are the domains of a session, not those of a transaction.
+
+        Args:
+            domain: It.
+            goes_on: Whether others of the same message were named here: like the reference client
+                we go on with it over the same connection, domain by domain, and a server that minds
+                can say so.
         """
-        if domain not in self._domains and len(self._domains) >= self.most_domains:
+        is_over = domain not in self._domains and len(self._domains) >= self.most_domains
+        if is_over and not goes_on:
             return False
         self._domains.add(domain)
         return True

@@ -1043,6 +1043,15 @@ async def test_rcptdomainmax_counts_the_domains_of_a_session(autojump_clock):
     assert all(outcome.attempts == () for outcome in outcomes)
 
 
+async def test_a_message_is_gone_on_with_whatever_the_domains_of_a_session_may_be(autojump_clock):
+    """As the reference client does; a server that minds can say so."""
+    script = greeted("PIPELINING", "LIMITS RCPTDOMAINMAX=1") + plain(A) + plain("b@y.test")
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, message(A, "b@y.test"))
+
+    assert told(outcomes) == delivered(A, "b@y.test")
+
+
 async def test_domains_are_kept_apart_where_that_is_set(autojump_clock):
     script = opening(True) + plain(A, B) + plain("c@y.test")
     async with scripted(script) as hosts:

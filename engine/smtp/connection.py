@@ -288,11 +288,17 @@ class ClientConnection:
         elif self.counts_recipients and self._has_more(command, reply):
             return Answered(command, reply, is_early)
         elif self._machine.confirmed is not State.CLOSED:
-            self._machine.heard(command.kind, reply.severity, is_last=len(unanswered) == 1)
+            self._advance(command, reply)
         unanswered.popleft()
         if command.kind in ENDS_OF_CONTENT:
             self.contents_answered += 1
         return Answered(command, reply, is_early)
+
+    def _advance(self, command: Command, reply: Reply) -> None:
+        try:
+            self._machine.heard(command.kind, reply.severity, is_last=len(self.unanswered) == 1)
+        except RemoteProtocolError as error:
+            raise RemoteProtocolError(str(error), reply.encode()) from None
 
     def _has_more(self, command: Command, reply: Reply) -> bool:
         """Count recipients, and the replies to a content; whether this one has more to come."""

@@ -15,12 +15,13 @@ class RemoteProtocolError(ProtocolError):
     """The peer said something that is no SMTP reply, or no reply to what it was asked.
 
     Attributes:
-        octets: What it said, cut to a showable length; empty for an empty line.
+        octets: What it said, without its last line end and cut to a showable length; empty for an
+            empty line.
     """
 
     def __init__(self, problem: str, octets: bytes = b"") -> None:
         super().__init__(problem)
-        self.octets = octets[:200]
+        self.octets = octets.removesuffix(b"\r\n")[:200]
 
 
 class AddressSyntaxError(ValueError):

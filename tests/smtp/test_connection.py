@@ -318,7 +318,7 @@ def test_a_reply_nobody_asked_for_spoils_the_session():
     connection.receive(b"250 surprise\r\n")
     with pytest.raises(RemoteProtocolError, match="nothing that was asked") as caught:
         connection.next_event()
-    assert caught.value.octets == b"250 surprise\r\n"
+    assert caught.value.octets == b"250 surprise"
     assert connection.is_spoiled
     assert not connection.is_ready
     with pytest.raises(LocalProtocolError, match="spoiled"):
@@ -405,8 +405,10 @@ def test_a_reply_that_smtp_does_not_know_spoils_the_session(window, octets):
     for command in window:
         connection.send(command)
     connection.receive(octets)
-    with pytest.raises(RemoteProtocolError):
+    with pytest.raises(RemoteProtocolError) as caught:
         take_events(connection)
+    assert octets.removesuffix(b"\r\n").endswith(caught.value.octets)
+    assert bool(caught.value.octets) is (octets != b"\r\n")
     assert connection.is_spoiled
     assert not connection.is_ready
 

@@ -97,6 +97,9 @@ class Scribe(Protocol):
     def received(self, reply: Reply) -> None:
         """Note a reply."""
 
+    def sent_content(self, octets: int, *, is_chunked: bool, is_last: bool) -> None:
+        """Note octets of a content that are being written."""
+
     def note(self, text: str) -> None:
         """Note how the session was lost."""
 
@@ -523,8 +526,11 @@ class Session:
             if command.kind in _CONTENT_KINDS:
                 if command.head:
                     self._scribe.sent(show(command.octets[: command.head].rstrip()))
-                if len(command.octets) > command.head:
-                    self._scribe.note(f"content, {len(command.octets) - command.head} octets")
+                if (octets := len(command.octets) - command.head) > 0:
+                    is_chunked = command.kind is not Kind.CONTENT
+                    self._scribe.sent_content(
+                        octets, is_chunked=is_chunked, is_last=command.is_last
+                    )
             else:
                 self._scribe.sent(command.text)
 

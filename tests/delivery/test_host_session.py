@@ -339,7 +339,7 @@ async def test_the_transcript_has_the_set_up_and_the_transaction(autojump_clock)
         "S: 250 sender ok",
         "S: 250 ok",
         "S: 354 go on",
-        "# content, 28 octets",
+        "C= 28 octets",
         "S: 250 2.0.0 queued",
     )
 

@@ -825,7 +825,7 @@ async def test_the_scribe_keeps_the_dialogue_without_the_content(autojump_clock)
         "S: 250 ok",
         "S: 250 ok",
         "S: 354 go on",
-        "# content, 11 octets",
+        "C= 11 octets",
         "S: 250 queued",
         "S: 421 bye",
         "# connection is being closed by the server",

@@ -30,7 +30,7 @@ import ssl
 from collections import deque
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
 import trio
 
@@ -101,7 +101,10 @@ class Scribe(Protocol):
         """Note octets of a content that are being written."""
 
     def note(self, text: str) -> None:
-        """Note how the session was lost."""
+        """Note why the session is given up."""
+
+    def lost(self, how: Literal["close", "stall"]) -> None:
+        """Note that the peer ended it: it closed, or it fell silent."""
 
 
 class SessionLost(Exception):  # noqa: N818 - an ending, not an error of ours
@@ -719,7 +722,12 @@ class Session:
         self.loss = SessionLost(cause, asked or self._connection.oldest_owed, detail, reply)
         self._connection.send_failed()
         if self._scribe is not None:
-            self._scribe.note(_ENDINGS[cause])
+            if cause is Cause.CLOSED:
+                self._scribe.lost("close")
+            elif cause is Cause.TIMEOUT:
+                self._scribe.lost("stall")
+            else:
+                self._scribe.note(_ENDINGS[cause])
         # Nothing will be said any more; who waits for octets need not.
         self._stream.close()
         self._watch.cancel()
@@ -740,8 +748,6 @@ class Session:
 _INJECTED: Final = "octets in clear behind the reply to STARTTLS"
 _ENDINGS: Final[Mapping[Cause, str]] = {
     Cause.TLS: "octets in clear behind the reply to STARTTLS, connection given up",
-    Cause.TIMEOUT: "no reply in time, connection given up",
-    Cause.CLOSED: "connection closed by the server",
     Cause.MALFORMED_REPLY: "that was no reply, connection given up",
     Cause.REPLY: "connection is being closed by the server",
 }

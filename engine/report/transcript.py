@@ -69,8 +69,8 @@ class Transcript:
         """Add a comment line, for what is no dialogue."""
         self._add(f"# {text}")
 
-    def lost(self, how: Literal["close", "reset", "stall"]) -> None:
-        """Add how the peer ended the dialogue: it closed, it reset, or it fell silent."""
+    def lost(self, how: Literal["close", "stall"]) -> None:
+        """Add how the peer ended the dialogue: it closed, or it fell silent."""
         self._add(f"! {how}")
 
     def mark(self) -> int:

@@ -157,7 +157,11 @@ async def test_a_transcript_is_the_dialogue_in_script_notation(send: Send, messa
 
 
 @pytest.mark.parametrize("keywords", [(), ("PIPELINING",), ("PIPELINING", "CHUNKING")], ids=str)
-@pytest.mark.parametrize("recipients", [("b@y.test", "reject@y.test"), ("reject@y.test",)], ids=str)
+@pytest.mark.parametrize(
+    "recipients",
+    [("b@y.test", "reject@y.test"), ("reject@y.test",), ("close-after-dot@y.test",)],
+    ids=str,
+)
 @pytest.mark.parametrize("lines", [1, 4000])
 async def test_a_transcript_is_the_server_that_reproduces_the_case(
     keywords, recipients, lines, send: Send, tmp_path: Path

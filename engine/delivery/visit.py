@@ -21,6 +21,7 @@ from engine.net.own_address import own_address_towards
 from engine.net.tls_errors import TlsFailed
 from engine.outcome import Cause, Peer
 from engine.report import events
+from engine.smtp.stages import Stage
 
 if TYPE_CHECKING:
     from engine.delivery.approach import Approach
@@ -173,8 +174,8 @@ class Visit:
         return True
 
     def _refused(self, host: HostSession, refusal: Verdict) -> None:
-        attempt = self._task.attempt
-        if attempt is not None and attempt.is_back:
+        task, candidate = self._task, self._way.candidate
+        if task.attempt is not None and task.attempt.is_back:
             # A moment ago it took us; whatever it says now, it takes mail at other times.
             refusal = refusal.for_now
         host.publish(
@@ -184,9 +185,10 @@ class Visit:
             refusal.cause,
             refusal.text,
         )
-        self._pool.rest_after(self._way.candidate, refusal)
-        if attempt is not None:
-            host.report_all(attempt, refusal)
+        if refusal.stage is not Stage.GREETING or not self._pool.spare(candidate, task):
+            self._pool.rest_after(candidate, refusal, task)
+        if task.attempt is not None:
+            host.report_all(task.attempt, refusal)
 
     # -- the connection ---------------------------------------------------------------------
 

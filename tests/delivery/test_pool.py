@@ -293,6 +293,47 @@ async def test_while_the_best_host_rests_all_go_to_the_next(autojump_clock):
     assert {host for host, _ in service.accepted} == {MX2}
 
 
+@pytest.mark.parametrize("excess", ["", "421 4.7.0 too many connections", "554 too many"])
+@pytest.mark.parametrize("hosts", [(MX1,), (MX1, MX2)], ids=len)
+async def test_mail_flows_over_as_many_connections_as_the_host_takes(excess, hosts, autojump_clock):
+    """One too many is no reason to put off the mail that the others can carry."""
+    async with serving(delay=1.0) as service:
+        service.room, service.excess = 3, excess
+        async with await running(service, hosts=hosts, max_connections=20) as engine:
+            await submit(engine, *numbers(90))
+            found = await receive(engine, 90)
+
+            assert trio.current_time() < 40
+    assert all(each.endswith("delivered") for each in found)
+    assert {host for host, _ in service.accepted} == {MX1}
+    assert service.peak == 3
+    assert len(service.made) < 20
+
+
+async def test_a_host_that_takes_no_connection_keeps_nobody_waiting(autojump_clock):
+    async with serving() as service:
+        service.refusing = {MX1}
+        async with await running(service, max_connections=20) as engine:
+            await submit(engine, *numbers(90))
+            found = await receive(engine, 90)
+
+            assert trio.current_time() < 2
+    assert all(each.endswith("deferred") for each in found)
+    assert len(service.made) < 20
+
+
+async def test_a_host_that_took_all_its_connections_back_is_asked_again(autojump_clock):
+    async with serving(delay=1.0) as service:
+        service.room = 1
+        options = {"max_connections": 20, "max_messages_per_connection": 5}
+        async with await running(service, **options) as engine:
+            await submit(engine, *numbers(20))
+            found = await receive(engine, 20)
+
+    assert all(each.endswith("delivered") for each in found)
+    assert service.peak == 1
+
+
 # ---- statistics and events -----------------------------------------------------------------------
 
 

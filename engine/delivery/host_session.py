@@ -25,7 +25,7 @@ from engine.outcome import Cause, Features, Peer, Scope, Status
 from engine.report import events
 from engine.security import TlsLevel
 from engine.smtp.capabilities import NO_CAPABILITIES
-from engine.smtp.command import RSET, Kind
+from engine.smtp.command import RSET, STARTTLS, Kind
 from engine.smtp.reply import show
 from engine.smtp.stages import Stage
 from engine.smtp.status import EnhancedStatusCode
@@ -224,9 +224,12 @@ class HostSession:
         try:
             trouble: Trouble | None = await step()
         except SessionLost as ending:
+            command = ending.command or self.session.last_heard
+            if ending.cause is Cause.CLOSED and ending.command is None and command is STARTTLS:
+                return self._no_tls(TlsFailed.from_hanging_up(self.peer))
             trouble = lost(
                 ending,
-                ending.command,
+                command,
                 is_pipelined=self._speaks_first,
                 is_content_written=False,
             )

@@ -136,6 +136,8 @@ class Session:
 
     Attributes:
         loss: How the session ended, once it has.
+        last_heard: The newest command whose reply `reply`, `replies` or `exchange` returned: where
+            nothing was owed, the session ended behind it.
         contents_written: How many contents have left to their last octet, or may have.
         content_octets: Octets of content written to the peer, as they go on the wire.
         when_over: Called once when the session is lost; for whoever keeps it idle.
@@ -151,6 +153,7 @@ class Session:
         grace: float = 0.0,
     ) -> None:
         self.loss: SessionLost | None = None
+        self.last_heard: Command | None = None
         self.contents_written = 0
         self.content_octets = 0
         self.when_over: Callable[[], None] | None = None
@@ -386,6 +389,8 @@ class Session:
                 break
             found += run.answers()
         self._answers.extend(found[count:])
+        if found:
+            self.last_heard = found[:count][-1].command
         return found[:count]
 
     async def exchange(self, *window: Command) -> list[Answered]:

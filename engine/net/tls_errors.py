@@ -31,6 +31,7 @@ TlsResult: TypeAlias = Literal[
 #: RFC calls not trusted: unknown authorities, constraints, errors in the chain.
 _EXPIRED: Final = 10
 
+_HUNG_UP: Final = "the peer closed the connection"
 #: What OpenSSL's words for common failures of a handshake mean to a person.
 _HINTS: Final[Mapping[str, str]] = {
     "wrong version number": "the peer does not answer with TLS",
@@ -118,6 +119,12 @@ class TlsFailed(EngineError):  # noqa: N818 - an expected result, read aloud: "T
         return cls(peer, Cause.TLS, error.text, result=error.result)
 
     @classmethod
+    def from_hanging_up(cls, peer: Peer) -> TlsFailed:
+        """Make one of a peer that hung up in place of a handshake."""
+        result: TlsResult = "validation-failure"
+        return cls(peer, Cause.CLOSED, _HUNG_UP, result=result, clear_may_help=True)
+
+    @classmethod
     def from_lost_connection(cls, peer: Peer, error: BaseException) -> TlsFailed:
         """Make one of a connection that broke in the handshake."""
         system = error.__cause__
@@ -138,5 +145,5 @@ def describe(error: ssl.SSLError) -> str:
     the library's.
     """
     if isinstance(error, ssl.SSLEOFError):
-        return "the peer closed the connection"
+        return _HUNG_UP
     return (error.reason or "failed").replace("_", " ").lower()

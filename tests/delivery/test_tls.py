@@ -221,6 +221,20 @@ async def test_where_tls_fails_mail_goes_in_clear_over_a_new_connection():
     assert HostMemory(hints, PEER).has_broken_tls
 
 
+@pytest.mark.parametrize("pause", ["", "! sleep 0.2\n"], ids=["at once", "later"])
+async def test_hanging_up_in_place_of_a_handshake_is_broken_tls(pause):
+    script = GREETED + f"C: STARTTLS\nS: 220 go on\n{pause}! close\n"
+    async with scripted(script + NEXT + GREETED + SLOWLY + BYE) as hosts:
+        (outcome,) = await deliver(hosts, message(A))
+    assert told([outcome]) == delivered(A)
+    assert (outcome.features.tls, outcome.peer.connection) == (None, 2)
+
+    async with scripted(script) as hosts:
+        (outcome,) = await deliver(hosts, message(A), options={"tls": "require"})
+    assert told([outcome]) == [f"{A} deferred host tls closed -"]
+    assert "the peer closed the connection" in outcome.text
+
+
 async def test_broken_tls_is_remembered():
     hints = MemoryHints()
     HostMemory(hints, PEER).note_broken_tls()

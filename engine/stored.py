@@ -88,7 +88,7 @@ class Stored:
             options: How it is dealt with.
             seats: Recipients in work at a time, and outcomes that wait to be read.
             clock: Wall clock, seconds since the epoch.
-            rng: For jitter.
+            rng: For the jitter of pauses of sites.
         """
         self._store = store
         self._options = options

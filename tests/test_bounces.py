@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from random import Random
 
 import pytest
 import trio
@@ -114,7 +113,7 @@ async def attempt(store, bouncer, make=failed, now=START, **policy):
     for leased in (await take(store, now, seats=5000, site_seats=5000)).messages:
         for place, recipient in enumerate(leased.recipients):
             got = make(recipient.address, leased.message.id)
-            settled = decision.settle(policy, leased, place, got, now, Random(1))
+            settled = decision.settle(policy, leased, place, got, now)
             found.append(settled.settlement)
     await store.settle(found, now=now)
 

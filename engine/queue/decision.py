@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
+from random import Random
 from typing import TYPE_CHECKING, Any, Final, Protocol, assert_never
 
 from engine.outcome import Cause, Outcome, Scope, Status
@@ -19,8 +20,6 @@ from engine.smtp.status import EnhancedStatusCode
 from engine.units import timestamp
 
 if TYPE_CHECKING:
-    from random import Random
-
     from engine.message import Message, Recipient
     from engine.queue.values import LeasedMessage, LeasedRecipient
 
@@ -122,9 +121,11 @@ def settle(
     index: int,
     outcome: Outcome,
     now: float,
-    rng: Random,
 ) -> Settled:
     """Say what an outcome makes of a recipient.
+
+    Recipients of one message who are deferred together come back together, whatever the jitter: one
+    transaction serves them again.
 
     Args:
         policy: How outcomes are dealt with.
@@ -132,7 +133,6 @@ def settle(
         index: The place of the recipient in it.
         outcome: What became of the recipient.
         now: Wall clock, seconds since the epoch.
-        rng: For jitter.
     """
     match outcome.status:
         case Status.DELIVERED:
@@ -151,6 +151,7 @@ def settle(
     history = History(
         recipient.attempts, recipient.first_attempt_at, recipient.wait, message.deadline
     )
+    rng = Random(f"{recipient.attempts} {message.message.id}")  # noqa: S311 - spreads load
     decision = decide(policy.rules.find(domain, outcome), history, outcome, now, rng)
     match decision:
         case GiveUp(text):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
+from math import ceil
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from engine.outcome import Cause, Status
@@ -195,7 +196,7 @@ def decide(
         history: What it has been through.
         outcome: How the attempt ended.
         now: Wall clock, seconds since the epoch.
-        rng: For jitter.
+        rng: For jitter; the same for all of a message, so that one transaction serves them again.
     """
     ours = is_ours(outcome)
     if outcome.status is Status.FAILED and not ours:
@@ -213,7 +214,10 @@ def decide(
             return GiveUp(f"given up: {story}, and {rule.text} has no step left")
         step, wait = found, found.next_wait(history.wait)
         text = f'{story}; {rule.text}, step "{step.text}"'
-    at = now + step.spread(wait, rng)
+    spread = step.spread(wait, rng)
+    # In whole seconds, which make no difference to minutes: who is deferred in the same second
+    # comes back in the same second.
+    at = now + spread if wait < MINUTES else float(ceil(now) + ceil(spread))
     if history.deadline is not None and at >= history.deadline:
         last = history.deadline - _BEFORE_DEADLINE
         if last - now < wait / 2:

@@ -142,7 +142,7 @@ class Scheduler:
             close_seconds: For how long the end of a block, even of a cancelled one, may settle.
             remember: For how long ids are known after their messages are done with.
             clock: Wall clock, seconds since the epoch: for times that are stored.
-            rng: For jitter.
+            rng: For the jitter of pauses of sites.
         """
         if seats < 1 or site_seats < 1:
             raise ValueError(
@@ -445,9 +445,7 @@ class Scheduler:
         """Decide what an outcome makes of its recipient and of its site."""
         now = self._clock()
         self._judge_site(out, outcome, now)
-        self._settler.add(
-            decision.settle(self._policy, out.message, out.place, outcome, now, self._rng)
-        )
+        self._settler.add(decision.settle(self._policy, out.message, out.place, outcome, now))
 
     def _judge_site(self, out: Out, outcome: Outcome, now: float) -> None:
         leased_as = out.recipient.site

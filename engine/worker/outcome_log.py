@@ -22,6 +22,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
+from pydantic_core import PydanticSerializationError, to_json
 
 from engine.units import timestamp
 
@@ -32,11 +33,11 @@ if TYPE_CHECKING:
     from engine.queue.decision import Settled
 
 #: What our lines begin with.
-_HEAD: Final = b'{"time": "'
+_HEAD: Final = b'{"time"'
 #: An unfinished line is looked for this far from the end.
 _TAIL_OCTETS: Final = 1024 * 1024
-# ASCII only: no reader can stumble over what a server or a submitter wrote.
-_ENCODER: Final = json.JSONEncoder(ensure_ascii=True)
+# For what is not ASCII: no reader can stumble over what a server or a submitter wrote.
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
 
 _log = logging.getLogger("engine.worker")
 
@@ -55,6 +56,17 @@ def outcome_record(settled: Settled, *, at: str, has_transcript: bool = False) -
     if has_transcript:
         record.setdefault("transcript", None)
     return record
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    # Five times as fast as the standard library, which a worker under load can tell.
+    try:
+        line = to_json(record)
+    except PydanticSerializationError:  # lone surrogates, which have no UTF-8
+        line = b"\xff"
+    if not line.isascii():
+        line = _ENCODER.encode(record).encode()
+    return line + b"\n"
 
 
 class OutcomeLog:
@@ -113,8 +125,7 @@ class OutcomeLog:
 
     async def write(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Write records of other kinds; as `note`, with `time` first."""
-        lines = [_ENCODER.encode(record) for record in records]
-        await self._write("".join(f"{line}\n" for line in lines).encode())
+        await self._write(b"".join([_line(record) for record in records]))
 
     async def _write(self, octets: bytes) -> None:
         async with self._lock:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from random import Random
 
 import pytest
 
@@ -16,8 +15,8 @@ from tests.queue.mail import START, mail, outcome
 GREYLISTED = outcome(code=450, text="4.7.1 greylisted")
 
 
-def leased(*, attempts=1, deadline=None, **how):
-    submission = mail("a@one.test", id="x")
+def leased(*, id="x", attempts=1, deadline=None, **how):  # noqa: A002 - as in a message
+    submission = mail("a@one.test", id=id)
     return LeasedMessage(
         message=submission.message,
         recipients=(
@@ -37,7 +36,7 @@ def leased(*, attempts=1, deadline=None, **how):
 
 
 def settle(found, policy=None, now=START, **how):
-    return decision.settle(policy or Policy(), leased(**how), 0, found, now, Random(1))
+    return decision.settle(policy or Policy(), leased(**how), 0, found, now)
 
 
 def test_who_was_delivered_leaves_and_needs_no_record():
@@ -68,6 +67,18 @@ def test_who_was_deferred_waits_as_the_rules_say():
     assert json.loads(settlement.last)["reply"]["code"] == 450
     assert settled.next_attempt == START + 302
     assert not settled.is_final
+
+
+def test_who_is_deferred_together_comes_back_together():
+    dues = [settle(GREYLISTED, now=START + after, attempts=2).next_attempt for after in (0.1, 0.9)]
+    assert dues[0] == dues[1]
+
+
+def test_messages_that_are_deferred_together_do_not_come_back_together():
+    dues = {settle(GREYLISTED, attempts=2, id=str(n)).next_attempt for n in range(50)}
+    assert len(dues) > 30
+    assert min(dues) >= START + 480
+    assert max(dues) <= START + 721
 
 
 def test_who_failed_is_given_up_and_whoever_wants_it_is_told():

@@ -62,9 +62,7 @@ async def delivered(store, count):
             outcome(Status.DELIVERED, message=each.message.id, recipient=recipient.address),
             each,
             recipient,
-            decision.settle(
-                Policy(), each, index, outcome(Status.DELIVERED), START, None
-            ).settlement,
+            decision.settle(Policy(), each, index, outcome(Status.DELIVERED), START).settlement,
             None,
             "",
         )

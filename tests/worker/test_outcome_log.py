@@ -6,7 +6,6 @@ import os
 import resource
 import subprocess
 import sys
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -41,7 +40,7 @@ def settled(address: str = "a@one.test", *, status: Status = Status.DELIVERED) -
         submitted_at=START,
     )
     found = outcome(status, recipient=address, code=250 if status is Status.DELIVERED else 450)
-    return decision.settle(Policy(), message, 0, found, 1_700_000_000.0, Random(1))
+    return decision.settle(Policy(), message, 0, found, 1_700_000_000.0)
 
 
 @pytest.fixture
@@ -116,10 +115,11 @@ async def test_what_was_there_is_kept(path, log):
     assert who(path) == ["before", "a@one.test"]
 
 
-async def test_records_of_other_kinds_have_their_lines(log, path):
-    await log.write([{"event": "bounce", "text": "line\nend é"}])
+@pytest.mark.parametrize("text", ["plain", "line\nend é", "\U0001f4ec", "\udc80", "\x00\x7f"])
+async def test_records_of_other_kinds_have_their_lines(log, path, text):
+    await log.write([{"event": "bounce", "text": text}, {"time": 1.25, "none": None}])
     await log.close()
-    assert records(path) == [{"event": "bounce", "text": "line\nend é"}]
+    assert records(path) == [{"event": "bounce", "text": text}, {"time": 1.25, "none": None}]
     assert path.read_bytes().isascii()
 
 

@@ -185,7 +185,8 @@ class Visit:
             refusal.cause,
             refusal.text,
         )
-        if refusal.stage is not Stage.GREETING or not self._pool.spare(candidate, task):
+        is_turned_away = refusal.stage is Stage.GREETING and refusal.cause is not Cause.EVENT
+        if not (is_turned_away and self._pool.spare(candidate, task)):
             self._pool.rest_after(candidate, refusal, task)
         if task.attempt is not None:
             host.report_all(task.attempt, refusal)

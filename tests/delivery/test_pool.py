@@ -310,6 +310,24 @@ async def test_mail_flows_over_as_many_connections_as_the_host_takes(excess, hos
     assert len(service.made) < 20
 
 
+async def test_a_greeting_that_a_program_vetoes_is_no_sign_of_a_full_host(autojump_clock):
+    greeted = []
+
+    def veto(*_: object) -> str | None:
+        greeted.append(trio.current_time())
+        return None if len(greeted) == 1 else "one is enough"
+
+    async with serving(delay=1.0) as service:
+        router = await static_router([MX1], "x.test")
+        options = settings(max_connections=2)
+        async with Engine(options, router=router, connector=service, veto_greeting=veto) as engine:
+            await submit(engine, *numbers(20))
+            found = await receive(engine, 20)
+
+    assert found.count("n0 delivered") == 1
+    assert any(each.endswith("deferred") for each in found)
+
+
 async def test_a_host_that_takes_no_connection_keeps_nobody_waiting(autojump_clock):
     async with serving() as service:
         service.refusing = {MX1}

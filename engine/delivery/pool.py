@@ -402,27 +402,34 @@ class SitePool:
         self._resting[candidate] = (trio.current_time() + _REST, verdict)
         self._best = None
 
-    def rest_after(self, candidate: Candidate, verdict: Verdict, task: DeliveryTask) -> None:
+    def rest_after(self, candidate: Candidate, verdict: Verdict) -> None:
         """Leave a host alone for a while if all our mail to it would meet with the same, or wait.
 
         It refused what all mail has in common, or it accepts connections and then says nothing.
         """
         is_silent = verdict.cause is Cause.TIMEOUT and verdict.stage.is_setup
-        if verdict.scope is Scope.SOURCE or (
-            is_silent and not self.leads_to(candidate, beside=task)
-        ):
+        if verdict.scope is Scope.SOURCE or (is_silent and not self._leads_to(candidate)):
             self.rest(candidate, verdict)
 
-    def spare(self, candidate: Candidate, task: DeliveryTask) -> bool:
-        """Account for a connection that a host refused to a task, if there are others to it.
+    def spare(self, candidate: Candidate, task: DeliveryTask, cause: Cause) -> bool:
+        """Account for a connection that a host did not give a task, if there are others to it.
 
         It takes no more of them: mail flows over those that it has, and no other one is opened for
-        a while.  An attempt that asked nobody else yet goes back to wait for one of them.
+        a while.  An attempt that asked nobody else yet goes back to wait for one of them.  Beside a
+        refusal those count, too, that are being opened; silence they may all be met with.
+
+        Args:
+            candidate: The host.
+            task: Who wanted one.
+            cause: What it got instead.
 
         Returns:
             Whether the host has others.
         """
-        if not self.leads_to(candidate, beside=task):
+        is_on_its_way = cause is not Cause.TIMEOUT and any(
+            other.heading == candidate and other is not task for other in self._in_transit
+        )
+        if not (is_on_its_way or self._leads_to(candidate)):
             return False
         self._full_until = trio.current_time() + _REST
         attempt = task.attempt
@@ -432,11 +439,8 @@ class SitePool:
             self._rouse(attempt)
         return True
 
-    def leads_to(self, candidate: Candidate, *, beside: DeliveryTask) -> bool:
-        """Whether a connection to a host is open or being opened, beside that of a task."""
-        return any(line.candidate == candidate for line in self._lines) or any(
-            task.heading == candidate and task is not beside for task in self._in_transit
-        )
+    def _leads_to(self, candidate: Candidate) -> bool:
+        return any(line.candidate == candidate for line in self._lines)
 
     @property
     def _is_full(self) -> bool:

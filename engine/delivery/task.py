@@ -168,7 +168,7 @@ class DeliveryTask:
         peer = pool.peer_of(candidate)
         if not isinstance(failure, Barred):
             shared.recorder.connections_failed += 1
-            if failure.scope is Scope.HOST and not pool.spare(candidate, self):
+            if failure.scope is Scope.HOST and not pool.spare(candidate, self, failure.cause):
                 pool.rest(candidate, verdict)
             if ConnectionFailed in shared.events.wanted:
                 shared.events.publish(

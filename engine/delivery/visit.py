@@ -186,8 +186,8 @@ class Visit:
             refusal.text,
         )
         is_turned_away = refusal.stage is Stage.GREETING and refusal.cause is not Cause.EVENT
-        if not (is_turned_away and self._pool.spare(candidate, task)):
-            self._pool.rest_after(candidate, refusal, task)
+        if not (is_turned_away and self._pool.spare(candidate, task, refusal.cause)):
+            self._pool.rest_after(candidate, refusal)
         if task.attempt is not None:
             host.report_all(task.attempt, refusal)
 

@@ -330,7 +330,7 @@ class Service:
         accepted: Host and recipient of everything accepted, in order.
         refusing: Hosts that refuse connections.
         room: Connections taken at a time.
-        excess: The greeting of one too many; empty: it is refused.
+        excess: The greeting of one too many; empty: it is refused; `stall`: there is none.
     """
 
     def __init__(
@@ -359,7 +359,8 @@ class Service:
             raise ConnectFailed(Stage.CONNECT, Cause.REFUSED, Scope.HOST, "refused")
         client, server = link()
         if is_one_too_many:
-            server.send_nowait(f"{self.excess}\r\n".encode())
+            if self.excess != "stall":
+                server.send_nowait(f"{self.excess}\r\n".encode())
             return connection_to(candidate, client, port_for(candidate, options))
         self._ends.append((client, server))
         self.peak = max(self.peak, self.open)

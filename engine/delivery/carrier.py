@@ -638,7 +638,7 @@ class Carrier:
         return (
             self._host.transactions > 1
             and ending.cause is Cause.CLOSED
-            and not transaction.was_heard
+            and transaction.last_answered is None
             and not is_written
         )
 

@@ -55,7 +55,8 @@ _PATIENCE: Final = 1.0
 _TURNS: Final = 20
 #: Attempts on their way elsewhere that a connection looks through for one it suits.
 _LOOK_AHEAD: Final = 16
-#: Seconds a host that could not be connected to is left alone.
+#: Seconds a host that could not be connected to is left alone, and that no further connection is
+#: opened to one that took no more of them.
 _REST: Final = 15.0
 #: Seconds a pool without mail and connections is kept.
 _LINGER: Final = 30.0
@@ -126,6 +127,7 @@ class SitePool:
         self._most = self.settings.max_connections
         self._roused = 0  # room of those that were woken and have not had their turn
         self._resting: dict[Candidate, tuple[float, Verdict]] = {}
+        self._full_until = -math.inf
         self._paths: dict[Candidate, Path] = {}
         self._best: tuple[Route, float, int] | None = None
         self._in_transit: set[DeliveryTask] = set()
@@ -305,7 +307,7 @@ class SitePool:
         """Return the next attempt for a task that will connect to wherever it needs to go."""
         if self._moved:
             return self._moved.popleft()
-        return self._fresh.popleft() if self._fresh else None
+        return self._fresh.popleft() if self._fresh and not self._is_full else None
 
     def put_back(self, attempt: Attempt, candidate: Candidate) -> None:
         """Take back an attempt that is not done at this candidate.
@@ -401,9 +403,55 @@ class SitePool:
         self._best = None
 
     def rest_after(self, candidate: Candidate, verdict: Verdict) -> None:
-        """Leave a host alone for a while if it refused what all our mail to it has in common."""
-        if verdict.scope is Scope.SOURCE:
+        """Leave a host alone for a while if all our mail to it would meet with the same, or wait.
+
+        It refused what all mail has in common, or it accepts connections and then says nothing.
+        """
+        is_silent = verdict.cause is Cause.TIMEOUT and verdict.stage.is_setup
+        if verdict.scope is Scope.SOURCE or (is_silent and not self._leads_to(candidate)):
             self.rest(candidate, verdict)
+
+    def spare(self, candidate: Candidate, task: DeliveryTask, cause: Cause) -> bool:
+        """Account for a connection that a host did not give a task, if there are others to it.
+
+        It takes no more of them: mail flows over those that it has, and no other one is opened for
+        a while.  An attempt that asked nobody else yet goes back to wait for one of them.  Beside a
+        refusal those count, too, that are being opened; silence they may all be met with.
+
+        Args:
+            candidate: The host.
+            task: Who wanted one.
+            cause: What it got instead.
+
+        Returns:
+            Whether the host has others.
+        """
+        is_on_its_way = cause is not Cause.TIMEOUT and any(
+            other.heading == candidate and other is not task for other in self._in_transit
+        )
+        if not (is_on_its_way or self._leads_to(candidate)):
+            return False
+        self._full_until = trio.current_time() + _REST
+        attempt = task.attempt
+        if attempt is not None and attempt.is_untouched and not self._is_stray(attempt):
+            task.attempt = attempt.walk = None
+            self._fresh.appendleft(attempt)
+            self._rouse(attempt)
+        return True
+
+    def _leads_to(self, candidate: Candidate) -> bool:
+        return any(line.candidate == candidate for line in self._lines)
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether the host that mail begins with takes no more connections than it has."""
+        return self._full_until > trio.current_time() and any(
+            self._is_first_choice(candidate)
+            for candidate in (
+                *[line.candidate for line in self._lines],
+                *[task.heading for task in self._in_transit if task.heading is not None],
+            )
+        )
 
     def path_to(self, candidate: Candidate) -> Path:
         """Return the settings that hold towards a candidate."""

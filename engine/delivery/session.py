@@ -30,7 +30,7 @@ import ssl
 from collections import deque
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
 import trio
 
@@ -97,8 +97,14 @@ class Scribe(Protocol):
     def received(self, reply: Reply) -> None:
         """Note a reply."""
 
+    def sent_content(self, octets: int, *, is_chunked: bool, is_last: bool) -> None:
+        """Note octets of a content that are being written."""
+
     def note(self, text: str) -> None:
-        """Note how the session was lost."""
+        """Note why the session is given up."""
+
+    def lost(self, how: Literal["close", "stall"]) -> None:
+        """Note that the peer ended it: it closed, or it fell silent."""
 
 
 class SessionLost(Exception):  # noqa: N818 - an ending, not an error of ours
@@ -130,7 +136,8 @@ class Session:
 
     Attributes:
         loss: How the session ended, once it has.
-        last_heard: The command whose reply `replies` gave out last.
+        last_heard: The newest command whose reply `reply`, `replies` or `exchange` returned: where
+            nothing was owed, the session ended behind it.
         contents_written: How many contents have left to their last octet, or may have.
         content_octets: Octets of content written to the peer, as they go on the wire.
         when_over: Called once when the session is lost; for whoever keeps it idle.
@@ -534,8 +541,11 @@ class Session:
             if command.kind in _CONTENT_KINDS:
                 if command.head:
                     self._scribe.sent(show(command.octets[: command.head].rstrip()))
-                if len(command.octets) > command.head:
-                    self._scribe.note(f"content, {len(command.octets) - command.head} octets")
+                if (octets := len(command.octets) - command.head) > 0:
+                    is_chunked = command.kind is not Kind.CONTENT
+                    self._scribe.sent_content(
+                        octets, is_chunked=is_chunked, is_last=command.is_last
+                    )
             else:
                 self._scribe.sent(command.text)
 
@@ -724,7 +734,12 @@ class Session:
         self.loss = SessionLost(cause, asked or self._connection.oldest_owed, detail, reply)
         self._connection.send_failed()
         if self._scribe is not None:
-            self._scribe.note(_ENDINGS[cause])
+            if cause is Cause.CLOSED:
+                self._scribe.lost("close")
+            elif cause is Cause.TIMEOUT:
+                self._scribe.lost("stall")
+            else:
+                self._scribe.note(_ENDINGS[cause])
         # Nothing will be said any more; who waits for octets need not.
         self._stream.close()
         self._watch.cancel()
@@ -745,8 +760,6 @@ class Session:
 _INJECTED: Final = "octets in clear behind the reply to STARTTLS"
 _ENDINGS: Final[Mapping[Cause, str]] = {
     Cause.TLS: "octets in clear behind the reply to STARTTLS, connection given up",
-    Cause.TIMEOUT: "no reply in time, connection given up",
-    Cause.CLOSED: "connection closed by the server",
     Cause.MALFORMED_REPLY: "that was no reply, connection given up",
     Cause.REPLY: "connection is being closed by the server",
 }

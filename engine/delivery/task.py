@@ -37,6 +37,7 @@ class DeliveryTask:
     Attributes:
         attempt: What it is on its way with.
         in_hand: What the connection it holds is working on, in the order it was taken.
+        heading: The host it is on its way to.
         scope: Around all it does.
         stage: Where it stands with that, for who has to settle it.
     """
@@ -44,6 +45,7 @@ class DeliveryTask:
     def __init__(self, pool: SitePool) -> None:
         self.attempt: Attempt | None = None
         self.in_hand: dict[Attempt, None] = {}
+        self.heading: Candidate | None = None
         self.scope = trio.CancelScope()
         self.stage = Stage.CONNECT
         self._pool = pool
@@ -64,6 +66,7 @@ class DeliveryTask:
             self._pool.departed(self)
             await self._try_next_host(self.attempt)
             if self._is_free():
+                self._pool.arrived(self)
                 self.attempt = self._pool.take_any()
 
     def _is_free(self) -> bool:
@@ -92,6 +95,7 @@ class DeliveryTask:
         except Barred as barred:
             self._give_up(step, barred, now)
             return
+        self.heading = step
         async with pool.only_one(way):
             await self._visit(way, walk, attempt, may_race=redo is None)
 
@@ -164,7 +168,7 @@ class DeliveryTask:
         peer = pool.peer_of(candidate)
         if not isinstance(failure, Barred):
             shared.recorder.connections_failed += 1
-            if failure.scope is Scope.HOST:
+            if failure.scope is Scope.HOST and not pool.spare(candidate, self, failure.cause):
                 pool.rest(candidate, verdict)
             if ConnectionFailed in shared.events.wanted:
                 shared.events.publish(

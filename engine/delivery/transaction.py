@@ -92,7 +92,7 @@ class Transaction:
             deserve another try in lockstep.
         due: What has to happen next.
         is_sent: Whether everything it has to say was handed out.
-        was_heard: Whether the peer answered anything.
+        last_answered: The newest of its commands that the peer answered, if it answered any.
     """
 
     # What most transactions never have differently stands in the class: one is made a message.
@@ -100,7 +100,7 @@ class Transaction:
     doubtful: Sequence[int] = ()
     due = Due.REPLIES
     is_sent = False
-    was_heard = False
+    last_answered: Command | None = None
     _is_refused = False
     _is_one_flight = False
     _is_callout = False
@@ -196,8 +196,8 @@ class Transaction:
         if run.is_smooth and stop <= len(replies) and self._answers is Answers.ONCE:
             # The rule: all went well, and there is nothing to decide.
             rcpts = len(self.verdicts)
-            if self._owed == rcpts + 2 and not self.was_heard:
-                self.was_heard = True
+            if self._owed == rcpts + 2 and self.last_answered is None:
+                self.last_answered = run.commands[stop - 1]
                 self._accepted = [*range(rcpts)]
                 self._owed = 0
                 if self._is_one_flight:
@@ -215,9 +215,9 @@ class Transaction:
 
     def hear(self, answer: Answered) -> tuple[Command, ...]:
         """Take the reply to the oldest command that has none; return what to say now, if anything."""
-        self.was_heard = True
         self._owed -= 1
         command, reply, _ = answer
+        self.last_answered = command
         kind = command.kind
         if reply.code == 421:
             return self.close(answer)
@@ -449,6 +449,9 @@ class Transaction:
         """
         self._keep_refusals()
         command = ending.command if is_oldest else self.envelope.mail
+        if command is None:
+            # Nothing was owed: it came behind the command that was answered last.
+            command = self.last_answered
         trouble = lost(
             ending,
             command,

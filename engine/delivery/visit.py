@@ -22,6 +22,7 @@ from engine.net.own_address import own_address_towards
 from engine.net.tls_errors import TlsFailed
 from engine.outcome import Cause, Peer
 from engine.report import events
+from engine.smtp.stages import Stage
 
 if TYPE_CHECKING:
     from engine.delivery.approach import Approach
@@ -174,8 +175,8 @@ class Visit:
         return True
 
     def _refused(self, host: HostSession, refusal: Verdict) -> None:
-        attempt = self._task.attempt
-        if attempt is not None and attempt.is_back:
+        task, candidate = self._task, self._way.candidate
+        if task.attempt is not None and task.attempt.is_back:
             # A moment ago it took us; whatever it says now, it takes mail at other times.
             refusal = refusal.for_now
         host.publish(
@@ -185,8 +186,10 @@ class Visit:
             refusal.cause,
             refusal.text,
         )
-        self._pool.rest_after(self._way.candidate, refusal)
-        if attempt is not None:
+        is_turned_away = refusal.stage is Stage.GREETING and refusal.cause is not Cause.EVENT
+        if not (is_turned_away and self._pool.spare(candidate, task, refusal.cause)):
+            self._pool.rest_after(candidate, refusal)
+        if (attempt := task.attempt) is not None:
             host.report_all(attempt, refuse_without_tls(attempt.message, refusal, host.peer))
 
     # -- the connection ---------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """A bounded record of one SMTP dialogue in the script notation of the test server.  Knows no I/O.
 
-A session writes into it; outcomes carry parts of it.  Pasted into a script file it is nearly the
-server that reproduces the case.  Secrets are masked before they come here.
+A session writes into it; outcomes carry parts of it.  Played by the test server it reproduces the
+case, but for what is masked or was cut.  Secrets are masked before they come here.
 """
 
 from __future__ import annotations
@@ -55,12 +55,22 @@ class Transcript:
             separator = " " if index == last else "-"
             self._add(f"S: {reply.code}{separator}{show(line)}".rstrip())
 
+    def sent_content(self, octets: int, *, is_chunked: bool, is_last: bool) -> None:
+        """Add that content was sent, never the content: `C= 18342 octets`, a chunk `C# 18342`.
+
+        What goes out in several pieces is expected where its last one is.
+        """
+        if is_chunked:
+            self._add(f"C# {octets}")
+        else:
+            self._add(f"C= {octets} octets" if is_last else f"# {octets} octets of content")
+
     def note(self, text: str) -> None:
-        """Add a comment line, for what is no dialogue: `# content, 18342 octets`."""
+        """Add a comment line, for what is no dialogue."""
         self._add(f"# {text}")
 
-    def lost(self, how: Literal["close", "reset", "stall"]) -> None:
-        """Add how the peer ended the dialogue: it closed, it reset, or it fell silent."""
+    def lost(self, how: Literal["close", "stall"]) -> None:
+        """Add how the peer ended the dialogue: it closed, or it fell silent."""
         self._add(f"! {how}")
 
     def mark(self) -> int:

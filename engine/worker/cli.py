@@ -15,6 +15,7 @@ import click
 from engine.worker.cli_queue import config, queue, status
 from engine.worker.cli_run import run
 from engine.worker.cli_submit import sendmail, submit
+from engine.worker.cli_types import SetType
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -160,6 +161,7 @@ _WHERE_AND_HOW = (
     click.option(
         "--set",
         "sets",
+        type=SetType(),
         multiple=True,
         metavar="KEY=VALUE",
         help="One setting over those of the configuration; repeatable. The value is read as TOML, else "

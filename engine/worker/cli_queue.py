@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from engine.worker.cli_types import SetType
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -273,7 +275,9 @@ def status(*, config: str, as_json: bool) -> int:
     epilog="Exit status: 0; 64 bad usage; 66 the file cannot be read; 78 bad configuration.",
 )
 @click.option("--config", metavar="FILE", help="Configuration, TOML; without it the defaults.")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="As for send.")
+@click.option(
+    "--set", "sets", type=SetType(), multiple=True, metavar="KEY=VALUE", help="As for send."
+)
 @_json
 def config(*, config: str | None, sets: tuple[str, ...], as_json: bool) -> int:
     """Run `engine.worker.config_show`."""

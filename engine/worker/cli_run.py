@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from engine.worker.cli_types import SetType
+
 if TYPE_CHECKING:
     from engine.worker.share import Share
 
@@ -63,7 +65,9 @@ class ShareType(click.ParamType["Share"]):
 
 @click.command(help=_RUN, epilog=_RUN_EXITS)
 @click.option("--config", metavar="FILE", required=True, help="Configuration, TOML.")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="As for send.")
+@click.option(
+    "--set", "sets", type=SetType(), multiple=True, metavar="KEY=VALUE", help="As for send."
+)
 @click.option(
     "--until-empty",
     is_flag=True,

@@ -323,12 +323,14 @@ class Service:
         delay: Seconds before each reply to a content.
 
     Attributes:
-        made: The address of each connection, in the order they were made.
+        made: The address of each connection, refused ones too, in the order they were asked for.
         open: Connections that the client has open now.
         peak: Most that ever were at a time.
         quits: Connections ended by QUIT, with the time of it.
         accepted: Host and recipient of everything accepted, in order.
         refusing: Hosts that refuse connections.
+        room: Connections taken at a time.
+        excess: The greeting of one too many; empty: it is refused; `stall`: there is none.
     """
 
     def __init__(
@@ -339,6 +341,8 @@ class Service:
         self.quits: list[float] = []
         self.accepted: list[tuple[str, str]] = []
         self.refusing: set[str] = set()
+        self.room = math.inf
+        self.excess = ""
         self.nursery: trio.Nursery | None = None
         self._answer = answer
         self._delay = delay
@@ -349,10 +353,15 @@ class Service:
     ) -> Connection:
         await trio.lowlevel.checkpoint()
         assert not early_data
-        if candidate.address in self.refusing:
+        self.made.append(candidate.address)
+        is_one_too_many = self.open >= self.room
+        if candidate.address in self.refusing or (is_one_too_many and not self.excess):
             raise ConnectFailed(Stage.CONNECT, Cause.REFUSED, Scope.HOST, "refused")
         client, server = link()
-        self.made.append(candidate.address)
+        if is_one_too_many:
+            if self.excess != "stall":
+                server.send_nowait(f"{self.excess}\r\n".encode())
+            return connection_to(candidate, client, port_for(candidate, options))
         self._ends.append((client, server))
         self.peak = max(self.peak, self.open)
         assert self.nursery is not None

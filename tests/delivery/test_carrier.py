@@ -27,6 +27,7 @@ from tests.delivery.helpers import (
     settings,
     static_router,
     told,
+    transaction,
 )
 
 A, B, C, D = "a@x.test", "b@x.test", "c@x.test", "d@x.test"
@@ -1101,3 +1102,22 @@ async def test_others_get_it_encoded(keywords, options, autojump_clock):
 
     assert told([outcome]) == delivered("a@x.test")
     assert hosts.contents == [converted]
+
+
+# ---- replies too many ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("surplus", ["250 2.0.0 once more", "421 4.4.2 bye", "hello"])
+async def test_a_reply_too_many_costs_the_next_message_a_connection_and_nothing_else(
+    surplus, pipelined, autojump_clock
+):
+    first = transaction((A, "250 ok"), pipelined=pipelined)
+    first = first.replace("S: 250 2.0.0 queued\n", f"S+ 250 2.0.0 queued\\r\\n{surplus}\\r\\n\n")
+    script = opening(pipelined) + first + "! expect-eof\n" + NEXT + opening(pipelined)
+    script += transaction((B, "250 ok"), pipelined=pipelined)
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, message(A), message(B))
+
+    assert told(outcomes) == delivered(A, B)
+    assert [(each.peer.connection, each.transaction) for each in outcomes] == [(1, 1), (2, 1)]
+    assert [each.attempts for each in outcomes] == [(), ()]

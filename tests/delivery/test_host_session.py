@@ -270,6 +270,8 @@ async def test_a_message_no_host_of_this_kind_takes_does_not_hold_up_the_next(au
         ("! close", "deferred host greeting closed -", 0),
         ("! stall", "deferred host greeting timeout -", 11),
         ("S: hello", "deferred host greeting malformed-reply -", 0),
+        (r"S+ 220 hi\r\n421 4.3.2 or not\r\n", "deferred host greeting reply 421", 0),
+        (r"S+ 220 hi\r\n250 really\r\n", "deferred host greeting malformed-reply -", 0),
         ("S: 220 hi\nC: EHLO me.test\n! stall", "deferred host hello timeout -", 22),
         ("S: 220 hi\nC: EHLO me.test\n! close", "deferred host hello closed -", 0),
         (
@@ -352,7 +354,7 @@ async def test_the_transcript_has_the_set_up_and_the_transaction(autojump_clock)
         "S: 250 sender ok",
         "S: 250 ok",
         "S: 354 go on",
-        "# content, 28 octets",
+        "C= 28 octets",
         "S: 250 2.0.0 queued",
     )
 

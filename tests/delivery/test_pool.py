@@ -293,6 +293,87 @@ async def test_while_the_best_host_rests_all_go_to_the_next(autojump_clock):
     assert {host for host, _ in service.accepted} == {MX2}
 
 
+@pytest.mark.parametrize("excess", ["", "421 4.7.0 too many connections", "554 too many"])
+@pytest.mark.parametrize("hosts", [(MX1,), (MX1, MX2)], ids=len)
+async def test_mail_flows_over_as_many_connections_as_the_host_takes(excess, hosts, autojump_clock):
+    """One too many is no reason to put off the mail that the others can carry."""
+    async with serving(delay=1.0) as service:
+        service.room, service.excess = 3, excess
+        async with await running(service, hosts=hosts, max_connections=20) as engine:
+            await submit(engine, *numbers(90))
+            found = await receive(engine, 90)
+
+            assert trio.current_time() < 40
+    assert all(each.endswith("delivered") for each in found)
+    assert {host for host, _ in service.accepted} == {MX1}
+    assert service.peak == 3
+    assert len(service.made) < 20
+
+
+async def test_a_greeting_that_a_program_vetoes_is_no_sign_of_a_full_host(autojump_clock):
+    greeted = []
+
+    def veto(*_: object) -> str | None:
+        greeted.append(trio.current_time())
+        return None if len(greeted) == 1 else "one is enough"
+
+    async with serving(delay=1.0) as service:
+        router = await static_router([MX1], "x.test")
+        options = settings(max_connections=2)
+        async with Engine(options, router=router, connector=service, veto_greeting=veto) as engine:
+            await submit(engine, *numbers(20))
+            found = await receive(engine, 20)
+
+    assert {each.partition(" ")[2] for each in found} == {"delivered", "deferred"}
+
+
+@pytest.mark.parametrize(
+    ("excess", "seconds", "connections"),
+    [("", 2, 20), ("421 4.3.2 down", 3, 200), ("stall", 40, 30)],
+)
+async def test_a_host_that_takes_no_connection_keeps_nobody_waiting(
+    excess, seconds, connections, autojump_clock
+):
+    async with serving() as service:
+        service.room, service.excess = 0, excess
+        options = {"max_connections": 20, "greeting_timeout": 30, "quit_timeout": 0.01}
+        async with await running(service, **options) as engine:
+            started = trio.current_time()
+            await submit(engine, *numbers(90))
+            found = await receive(engine, 90)
+
+            assert trio.current_time() - started < seconds
+    assert all(each.endswith("deferred") for each in found)
+    assert len(service.made) < connections
+
+
+async def test_silence_is_no_reason_to_ask_again_and_again(autojump_clock):
+    """Neither for mail that comes all the time."""
+    async with serving() as service:
+        service.room, service.excess = 0, "stall"
+        options = {"max_connections": 20, "greeting_timeout": 300}
+        async with await running(service, **options) as engine:
+            for name in numbers(600):
+                await submit(engine, name)
+                await trio.sleep(1)
+            await receive(engine, 250)
+
+    # At most all seats, each for as long as it takes.
+    assert len(service.made) <= 60
+
+
+async def test_a_host_that_took_all_its_connections_back_is_asked_again(autojump_clock):
+    async with serving(delay=1.0) as service:
+        service.room = 1
+        options = {"max_connections": 20, "max_messages_per_connection": 5}
+        async with await running(service, **options) as engine:
+            await submit(engine, *numbers(20))
+            found = await receive(engine, 20)
+
+    assert all(each.endswith("delivered") for each in found)
+    assert service.peak == 1
+
+
 # ---- statistics and events -----------------------------------------------------------------------
 
 

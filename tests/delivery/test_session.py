@@ -825,11 +825,23 @@ async def test_the_scribe_keeps_the_dialogue_without_the_content(autojump_clock)
         "S: 250 ok",
         "S: 250 ok",
         "S: 354 go on",
-        "# content, 11 octets",
+        "C= 11 octets",
         "S: 250 queued",
         "S: 421 bye",
         "# connection is being closed by the server",
     )
+
+
+@pytest.mark.parametrize(("act", "expected"), [("close", "! close"), ("wait", "! stall")])
+async def test_the_scribe_keeps_how_the_host_went(act, expected, autojump_clock):
+    client, server = link()
+    scribe = Transcript()
+    async with run_session(client, Timeouts(), scribe=scribe) as session:
+        if act == "close":
+            server.close()
+        await lost(session)
+
+    assert scribe.since(0) == (expected,)
 
 
 def test_timeouts_say_how_long_each_reply_is_waited_for():

@@ -463,6 +463,32 @@ async def test_a_message_that_finds_all_hosts_resting_is_deferred_with_the_reaso
     assert hosts.made == [MX1]
 
 
+@pytest.mark.parametrize("script", ["! stall", "S: 220 mx.test\nC: EHLO me.test\n! stall"])
+async def test_a_silent_host_rests(script, autojump_clock):
+    """Every message would wait for it as long as the first one did."""
+    first, second = delivery(A), transaction((B, "250 ok"), pipelined=True)
+    async with scripted({MX1: script, MX2: first + second}) as hosts:
+        outcomes = await deliver(hosts, message(A), message(B), routes=[MX1, MX2])
+
+    assert told(outcomes) == delivered(A, B)
+    assert hosts.made == [MX1, MX2]
+    assert [tried.cause for tried in outcomes[0].attempts] == ["timeout"]
+
+
+async def test_a_host_that_answers_does_not_rest(autojump_clock):
+    """What it says to one message, it may not say to the next."""
+    scripts = {MX1: "S: 450 not now\n" + NEXT + delivery(B), MX2: delivery(A)}
+    async with scripted(scripts) as hosts:
+        async with Engine(settings(), routes=[("*", [MX1, MX2])], connector=hosts) as engine:
+            for recipient in (A, B):
+                await engine.submit(message(recipient))
+                outcome = await engine.outcomes.receive()
+                assert told([outcome]) == delivered(recipient)
+                await trio.sleep(6)
+
+    assert hosts.made == [MX1, MX2, MX1]
+
+
 async def test_a_host_that_rested_is_tried_again(autojump_clock):
     async with scripted({}) as hosts:
         async with Engine(settings(), routes=[("*", [MX1])], connector=hosts) as engine:

@@ -453,6 +453,38 @@ async def test_250_to_data_is_no_reply_to_data(pipelined, drip, autojump_clock):
     assert await attempt(dialogue, A, drip=drip) == [f"{A} deferred host data malformed-reply -"]
 
 
+async def test_a_reply_that_may_not_stand_there_is_shown(pipelined, autojump_clock):
+    dialogue = dialogue_up_to("data", pipelined) + "S: 250 ok\n! expect-eof"
+    async with scripted(dialogue) as hosts:
+        (outcome,) = await deliver(hosts, message(A))
+
+    after = "pipelined DATA" if pipelined else "DATA"
+    assert outcome.text.endswith(f"in response to {after}: 250 ok")
+
+
+@pytest.mark.parametrize(
+    ("stage", "command"),
+    [("mail", "MAIL FROM:<s@me.test>"), ("rcpt", f"RCPT TO:<{A}>"), ("data", "DATA")],
+)
+@pytest.mark.parametrize(
+    ("surplus", "expected", "text"),
+    [
+        ("250 more", "malformed-reply -", "in response to {}: 250 more"),
+        ("421 4.3.2 bye", "reply 421", "after {}: 421 4.3.2 bye"),
+    ],
+)
+async def test_a_reply_too_many_belongs_to_the_command_it_came_behind(
+    stage, command, surplus, expected, text, autojump_clock
+):
+    dialogue = dialogue_up_to(stage, pipelined=False)
+    dialogue += f"S+ {354 if stage == 'data' else 250} ok\\r\\n{surplus}\\r\\n\n! expect-eof"
+    async with scripted(dialogue) as hosts:
+        (outcome,) = await deliver(hosts, message(A))
+
+    assert told([outcome]) == [f"{A} deferred host {stage} {expected}"]
+    assert outcome.text.endswith(text.format(command))
+
+
 async def test_who_was_refused_before_the_loss_stays_refused(pipelined, autojump_clock):
     more = f"C: RCPT TO:<{B}>\n"
     refused = "S: 550 5.1.1 who\n"

@@ -16,7 +16,11 @@ def test_dialogue_is_written_in_script_notation():
     transcript.sent("EHLO out.test")
     transcript.received(Reply(250, (b"mx.test", b"PIPELINING", b"SIZE 100")))
     transcript.sent("DATA")
-    transcript.note("content, 18342 octets")
+    transcript.sent_content(18000, is_chunked=False, is_last=False)
+    transcript.sent_content(342, is_chunked=False, is_last=True)
+    transcript.sent("BDAT 5 LAST")
+    transcript.sent_content(5, is_chunked=True, is_last=True)
+    transcript.note("a remark")
     transcript.lost("close")
 
     assert transcript.since(0) == (
@@ -26,7 +30,11 @@ def test_dialogue_is_written_in_script_notation():
         "S: 250-PIPELINING",
         "S: 250 SIZE 100",
         "C: DATA",
-        "# content, 18342 octets",
+        "# 18000 octets of content",
+        "C= 342 octets",
+        "C: BDAT 5 LAST",
+        "C# 5",
+        "# a remark",
         "! close",
     )
 

@@ -77,6 +77,7 @@ def test_all_options_are_understood(sent: list[SendOptions]):
         (["--batch", "f", "--host", "mx.test:65536"], "'65536' is no port"),
         (["--batch", "f", "--host", "192.0.2.300"], "not an IP address"),
         (["--batch", "f", "--host", ""], "allowed: a name or an IP address"),
+        (["--batch", "f", "--set", "port"], 'found no "KEY="; allowed KEY=VALUE'),
         (["--batch", "f", "--log", "xml"], "'xml' is not one of"),
         (["--batch", "f", "--nonsense"], "No such option"),
     ],
@@ -129,6 +130,7 @@ def test_addresses_are_explained(explained: list[ExplainOptions]):
         ([], "Missing argument 'ADDRESS...'"),
         (["--host", "mx.test:0", "x.test"], "'0' is no port"),
         (["--sender", "a@x.test", "x.test"], "No such option"),
+        (["--set", "=5", "x.test"], 'found no "KEY="; allowed KEY=VALUE'),
     ],
 )
 def test_bad_usage_of_explain_is_refused(

@@ -37,6 +37,7 @@ def test_all_options_are_understood(asked: list[RunOptions]):
         (("--config", "e.toml", "more"), "unexpected extra argument"),
         (("--config", "e.toml", "--share", "3/2"), "allowed 1/2, 2/2 and the like"),
         (("--config", "e.toml", "--until"), "--until-empty"),
+        (("--config", "e.toml", "--set", "port"), 'found no "KEY="'),
     ],
 )
 def test_bad_usage_is_refused(asked: list[RunOptions], arguments: tuple[str, ...], what: str):

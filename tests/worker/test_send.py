@@ -151,8 +151,33 @@ async def test_a_transcript_is_the_dialogue_in_script_notation(send: Send, messa
         "S: 250 ok",
         "C: DATA",
         "S: 354 go on",
-        "# content, 28 octets",
+        "C= 28 octets",
         "S: 250 done",
+    ]
+
+
+@pytest.mark.parametrize("keywords", [(), ("PIPELINING",), ("PIPELINING", "CHUNKING")], ids=str)
+@pytest.mark.parametrize(
+    "recipients",
+    [("b@y.test", "reject@y.test"), ("reject@y.test",), ("close-after-dot@y.test",)],
+    ids=str,
+)
+@pytest.mark.parametrize("lines", [1, 4000])
+async def test_a_transcript_is_the_server_that_reproduces_the_case(
+    keywords, recipients, lines, send: Send, tmp_path: Path
+):
+    letter = tmp_path / "letter"
+    letter.write_text("Subject: x\n\n" + "a line of a content\n" * lines)
+    options = {"sender": "a@x.test", "message": letter, "transcripts": True}
+    async with open_sink(extensions=keywords) as sink:
+        first = await send(*recipients, port=sink.port, sets=("helo_name=me.test",), **options)
+    transcript = max((record["transcript"] for record in first.records), key=len)
+    async with serve_script("\n".join(transcript)) as server:
+        again = await send(*recipients, port=server.port, sets=("helo_name=me.test",), **options)
+
+    assert again.status == first.status
+    assert [record["reply"] for record in again.records] == [
+        record["reply"] for record in first.records
     ]
 
 

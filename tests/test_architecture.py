@@ -186,7 +186,7 @@ def test_who_knows_no_io_imports_none(name):
             assert imported.split(".")[0] not in forbidden, f"{name} imports {imported}"
 
 
-@pytest.mark.parametrize("name", ["verdict", "walk", "envelope"])
+@pytest.mark.parametrize("name", ["verdict", "walk", "envelope", "parcel", "session_terms"])
 def test_the_decisions_of_delivery_know_no_io(name):
     assert claims_no_io(f"engine.delivery.{name}")
 

@@ -16,7 +16,7 @@ import trio
 
 from engine.content import MemoryContent
 from engine.delivery.envelope import build, not_convertible, refuse
-from engine.delivery.session import SessionLost
+from engine.delivery.session_terms import SessionLost
 from engine.delivery.streaming import FEW_RECIPIENTS, MOST, MOST_OCTETS
 from engine.delivery.transaction import Due, Transaction
 from engine.delivery.verdict import ours

@@ -16,7 +16,7 @@ from engine.delivery.envelope import Dialect
 from engine.delivery.host_memory import HostMemory
 from engine.delivery.login import Login
 from engine.delivery.opening import Opening, Terms, say_quit
-from engine.delivery.session import SessionLost
+from engine.delivery.session_terms import SessionLost
 from engine.delivery.streaming import MOST_REFUSALS, Depth
 from engine.delivery.transaction import Manner
 from engine.delivery.verdict import Trouble, Verdict, judge, lost

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from engine.delivery.session import SessionLost
+from engine.delivery.session_terms import SessionLost
 from engine.delivery.verdict import Trouble, refused
 from engine.outcome import Cause
 from engine.security import TlsLevel

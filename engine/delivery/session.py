@@ -29,11 +29,13 @@ import math
 import ssl
 from collections import deque
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
+from engine.delivery.parcel import CONTENT_KINDS, Parcel, Window, ends_content
+from engine.delivery.session_terms import SessionLost
+from engine.delivery.unconnected import UNCONNECTED
 from engine.nursery import tasks_beside
 from engine.outcome import Cause
 from engine.smtp.command import STAGES, STARTTLS, Command, Kind
@@ -45,6 +47,7 @@ from engine.smtp.stages import Stage
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
+    from engine.delivery.session_terms import Scribe, Timeouts
     from engine.net.stream import ByteStream
     from engine.smtp.reply import Reply
 
@@ -62,73 +65,10 @@ _SET_UP: Final = frozenset(
     {Kind.CONNECT, Kind.EHLO, Kind.HELO, Kind.LHLO, Kind.STARTTLS, Kind.AUTH, Kind.AUTH_STEP}
 )
 
-Window = tuple[Command, ...]
 #: Connects, and sends these octets first.
 Dial: TypeAlias = "Callable[[bytes], Awaitable[ByteStream]]"
 #: What was heard of nothing more to come.
 SILENCE: Final = Run((), ())
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds to wait for each kind of reply, and for a block to be written."""
-
-    greeting: float = 300.0
-    command: float = 300.0
-    data: float = 300.0
-    final: float = 600.0
-    quit: float = 1.0
-
-    def of_kinds(self) -> Mapping[Kind, float]:
-        """Return the timeout of the reply to each kind of command."""
-        table = dict.fromkeys(Kind, self.command)
-        table[Kind.CONNECT] = self.greeting
-        table[Kind.CONTENT] = table[Kind.BDAT_LAST] = self.final
-        table[Kind.QUIT] = self.quit
-        return table
-
-
-class Scribe(Protocol):
-    """Keeps the dialogue, where somebody wants it."""
-
-    def sent(self, line: str) -> None:
-        """Note a command that is being written."""
-
-    def received(self, reply: Reply) -> None:
-        """Note a reply."""
-
-    def sent_content(self, octets: int, *, is_chunked: bool, is_last: bool) -> None:
-        """Note octets of a content that are being written."""
-
-    def note(self, text: str) -> None:
-        """Note why the session is given up."""
-
-    def lost(self, how: Literal["close", "stall"]) -> None:
-        """Note that the peer ended it: it closed, or it fell silent."""
-
-
-class SessionLost(Exception):  # noqa: N818 - an ending, not an error of ours
-    """The session is over and the reply that was waited for will not come.
-
-    Attributes:
-        cause: `timeout`, `closed`, `malformed-reply`, or `reply` for an unsolicited 421.
-        command: The oldest command without a reply, `None` when nothing was owed.
-        detail: More for a person: the operating system's words, or what was no reply.
-        reply: The unsolicited 421.
-    """
-
-    def __init__(
-        self, cause: Cause, command: Command | None, detail: str = "", reply: Reply | None = None
-    ) -> None:
-        super().__init__(cause, command, detail)
-        self.cause = cause
-        self.command = command
-        self.detail = detail
-        self.reply = reply
-
-    def add_remark(self, remark: str) -> None:
-        """Add to the detail what else a person should know."""
-        self.detail = "; ".join(filter(None, (self.detail, remark)))
 
 
 class Session:
@@ -157,7 +97,7 @@ class Session:
         self.contents_written = 0
         self.content_octets = 0
         self.when_over: Callable[[], None] | None = None
-        self._stream: ByteStream = _UNCONNECTED
+        self._stream: ByteStream = UNCONNECTED
         self._dial: Dial | None = None
         if callable(stream):
             self._dial = stream
@@ -175,7 +115,7 @@ class Session:
         self._is_listening = False  # the reader task reads
         self._duty = trio.Event()
         self._relieved = trio.Event()
-        self._unwritten: _Parcel | None = None
+        self._unwritten: Parcel | None = None
         self._half_closes = False  # behind what is being written
         self._needed = trio.Event()
         self._answers: deque[Answered] = deque()
@@ -451,7 +391,7 @@ class Session:
             self._note(window)
         early = 0
         for command in window:
-            if command.kind in _CONTENT_KINDS:
+            if command.kind in CONTENT_KINDS:
                 early += command.head
                 break
             early += len(command.octets)
@@ -467,7 +407,7 @@ class Session:
         if self._scribe is not None:
             self._note(window)
         self._put(window, octets)
-        if not was_owed or window[0].kind in _CONTENT_KINDS:
+        if not was_owed or window[0].kind in CONTENT_KINDS:
             # The reply to a content is waited for from its last octet on.
             self._arm()
 
@@ -479,15 +419,15 @@ class Session:
             self._write_failed(_reason(error) or "write failed")
             return
         if start + sent < len(octets):
-            self._unwritten = parcel = _Parcel(window, octets)
+            self._unwritten = parcel = Parcel(window, octets)
             self._is_writing = True
             self._account(parcel, start + sent)
             self._needed.set()
         else:
             for command in window:
-                if command.kind in _CONTENT_KINDS:
+                if command.kind in CONTENT_KINDS:
                     self.content_octets += len(command.octets) - command.head
-                    self.contents_written += _ends_content(command)
+                    self.contents_written += ends_content(command)
 
     async def _write(self) -> None:
         try:
@@ -515,7 +455,7 @@ class Session:
             self._cancelled()
             raise
 
-    async def _write_rest(self, parcel: _Parcel) -> None:
+    async def _write_rest(self, parcel: Parcel) -> None:
         octets = memoryview(parcel.octets)
         while parcel.sent < len(octets):
             end = parcel.next_end
@@ -538,7 +478,7 @@ class Session:
     def _note(self, window: Sequence[Command]) -> None:
         assert self._scribe is not None
         for command in window:
-            if command.kind in _CONTENT_KINDS:
+            if command.kind in CONTENT_KINDS:
                 if command.head:
                     self._scribe.sent(show(command.octets[: command.head].rstrip()))
                 if (octets := len(command.octets) - command.head) > 0:
@@ -549,7 +489,7 @@ class Session:
             else:
                 self._scribe.sent(command.text)
 
-    def _account(self, parcel: _Parcel, sent: int) -> None:
+    def _account(self, parcel: Parcel, sent: int) -> None:
         """Account for a parcel that has left up to `sent`, or may be about to."""
         before, parcel.sent = parcel.sent, sent
         self.content_octets += parcel.content_within(before, sent)
@@ -703,7 +643,7 @@ class Session:
         if self._write_error:
             return self._latest
         connection = self._connection
-        if not connection.unanswered or self._stream is _UNCONNECTED:
+        if not connection.unanswered or self._stream is UNCONNECTED:
             return self._latest
         oldest = connection.unanswered[0]
         is_open = connection.is_content_open and len(connection.unanswered) == 1
@@ -765,69 +705,10 @@ _ENDINGS: Final[Mapping[Cause, str]] = {
 }
 
 
-_CONTENT_KINDS: Final = frozenset({Kind.CONTENT, Kind.BDAT, Kind.BDAT_LAST})
-
-
-class _Parcel:
-    """A window as it goes on the wire, and how far it has gone.
-
-    Attributes:
-        octets: All of it.
-        sent: How many octets have left, or may be about to.
-        has_content: Whether there is any content in it.
-        ends: Where contents end that have not left.
-    """
-
-    __slots__ = ("_window", "ends", "has_content", "octets", "sent")
-
-    def __init__(self, window: Window, octets: bytes) -> None:
-        self._window = window
-        self.octets = octets
-        self.sent = 0
-        self.ends: deque[int] = deque()
-        self.has_content = False
-        position = 0
-        for command in window:
-            position += len(command.octets)
-            if command.kind in _CONTENT_KINDS:
-                self.has_content = True
-                if _ends_content(command):
-                    self.ends.append(position)
-
-    @property
-    def next_end(self) -> int:
-        """Where the next content ends; one octet behind it all where there is none."""
-        return self.ends[0] if self.ends else len(self.octets) + 1
-
-    def content_within(self, start: int, stop: int) -> int:
-        """Count the octets of content from one position to another."""
-        count = position = 0
-        for command in self._window:
-            end = position + len(command.octets)
-            if command.kind in _CONTENT_KINDS:
-                count += max(0, min(stop, end) - max(start, position + command.head))
-            position = end
-        return count
-
-    def has_unwritten(self, command: Command) -> bool:
-        """Whether this content is in it and has not left to its end."""
-        position = 0
-        for each in self._window:
-            position += len(each.octets)
-            if each is command:
-                return position > self.sent and _ends_content(command)
-        return False
-
-
 def _is_read(answer: Answered) -> bool:
     """Whether a reply is data to go by: a challenge, or the keywords of a hello."""
     reply = answer.reply
     return reply.severity == 3 or (reply.is_positive and answer.command.kind is Kind.EHLO)
-
-
-def _ends_content(command: Command) -> bool:
-    kind = command.kind
-    return command.is_last and (kind is Kind.CONTENT or kind is Kind.BDAT_LAST)
 
 
 def _reason(error: Exception) -> str:
@@ -835,34 +716,6 @@ def _reason(error: Exception) -> str:
     if isinstance(cause, ssl.SSLError):
         return str(error)  # it says in which words of OpenSSL's
     return (cause.strerror or "") if isinstance(cause, OSError) else ""
-
-
-class _Unconnected:
-    """The stream of a session that has not connected: there is nobody to talk to."""
-
-    async def send_all(self, _data: bytes | memoryview, /) -> None:
-        raise trio.ClosedResourceError
-
-    def send_nowait(self, _data: bytes | memoryview, /) -> int:
-        raise trio.ClosedResourceError
-
-    async def receive_some(self, _max_octets: int = 0, /) -> bytes:
-        raise trio.ClosedResourceError
-
-    def receive_nowait(self) -> bytes | None:
-        raise trio.ClosedResourceError
-
-    async def send_eof(self) -> None:
-        raise trio.ClosedResourceError
-
-    async def aclose(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-    def close(self) -> None:
-        pass
-
-
-_UNCONNECTED: Final = _Unconnected()
 
 
 @asynccontextmanager

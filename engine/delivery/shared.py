@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
-from engine.delivery.session import Timeouts
+from engine.delivery.session_terms import Timeouts
 from engine.net.options import ConnectOptions
 from engine.net.tls_material import TlsMaterial
 from engine.setting_types import DSCP_NAMES

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from engine.delivery.envelope import Envelope
-    from engine.delivery.session import SessionLost
+    from engine.delivery.session_terms import SessionLost
     from engine.delivery.verdict import Trouble, Verdict
     from engine.message import Content
     from engine.outcome import Peer

@@ -18,7 +18,7 @@ from engine.smtp.status import EnhancedStatusCode, read_enhanced
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from engine.delivery.session import SessionLost
+    from engine.delivery.session_terms import SessionLost
     from engine.outcome import Peer
     from engine.smtp.command import Command
     from engine.smtp.reply import Reply

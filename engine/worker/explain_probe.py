@@ -18,7 +18,8 @@ import trio
 from engine.delivery.approach import unconnected
 from engine.delivery.host_session import may_go_in_clear, own_name, tls_verdict
 from engine.delivery.opening import Opening, Terms, say_quit
-from engine.delivery.session import SessionLost, run_session
+from engine.delivery.session import run_session
+from engine.delivery.session_terms import SessionLost
 from engine.delivery.verdict import judge, lost
 from engine.net.errors import ConnectFailed
 from engine.net.tls import TlsClient

@@ -13,7 +13,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from engine import content as contents
-from engine.delivery.session import Timeouts, run_session
+from engine.delivery.session import run_session
+from engine.delivery.session_terms import Timeouts
 from engine.engine import Engine
 from engine.message import Message, Recipient
 from engine.net.connector import Connection

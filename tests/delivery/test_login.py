@@ -114,7 +114,8 @@ async def serve_scram(stream, proof: bool = True) -> None:
 @pytest.mark.parametrize("proof", [True, False])
 async def test_scram_proves_both_sides(proof, nursery):
     """In real time, for keys are derived in a thread."""
-    from engine.delivery.session import Timeouts, run_session
+    from engine.delivery.session import run_session
+    from engine.delivery.session_terms import Timeouts
     from engine.smtp.command import Kind, hello
 
     client, server = link()

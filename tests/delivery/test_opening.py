@@ -7,7 +7,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from engine.delivery.opening import Opening, Terms, say_quit
-from engine.delivery.session import SessionLost, Timeouts, run_session
+from engine.delivery.session import run_session
+from engine.delivery.session_terms import SessionLost, Timeouts
 from engine.delivery.verdict import Trouble
 from engine.outcome import Cause
 from engine.smtp.capabilities import NO_CAPABILITIES, Capabilities

@@ -6,7 +6,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from engine.delivery.session import Session, SessionLost, Timeouts, run_session
+from engine.delivery.session import Session, run_session
+from engine.delivery.session_terms import SessionLost, Timeouts
 from engine.outcome import Cause
 from engine.report.transcript import Transcript
 from engine.smtp.command import (

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.delivery.session import Timeouts
+from engine.delivery.session_terms import Timeouts
 from engine.delivery.shared import Path
 from engine.engine import Engine
 from engine.net.options import ConnectOptions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.delivery.session import SessionLost
+from engine.delivery.session_terms import SessionLost
 from engine.delivery.verdict import (
     Trouble,
     delivered,

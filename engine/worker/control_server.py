@@ -33,7 +33,7 @@ from engine.worker.control_socket import identity, is_welcome, listen, peer_user
 from engine.worker.desk import Refused, too_large
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
     from pathlib import Path
 
     from engine.queue.values import Page, Submission
@@ -51,6 +51,9 @@ IDLE_SECONDS: Final = 600.0
 PIECE_SECONDS: Final = 30.0
 #: The head of an envelope with more octets is read in a thread.
 _LONG_HEAD_OCTETS: Final = 256 * 1024
+#: Messages of a request that are taken at a time: what else waits for the store, or for this
+#: process, waits for no more of them.
+_AT_ONCE: Final = 64
 #: An envelope with more is taken apart in a thread.
 _MANY_RECIPIENTS: Final = 2000
 #: Of last outcomes on one page; in JSON they may grow by half and more.
@@ -223,11 +226,21 @@ class _Conversation:
     # -- submissions ------------------------------------------------------------------------
 
     async def _take(self, request: SubmitRequest, octets: bytes) -> list[Answer]:
-        """Submit messages whose contents were held."""
+        """Submit messages whose contents were held, a few at a time: deliveries go on in between."""
+        answers: list[Answer] = []
+        start = 0
+        for first in range(0, len(request.messages), _AT_ONCE):
+            some = request.messages[first : first + _AT_ONCE]
+            end = start + sum(wire.octets for wire in some)
+            answers += await self._take_some(some, octets[start:end])
+            start = end
+        return answers
+
+    async def _take_some(self, some: Sequence[WireMessage], octets: bytes) -> list[Answer]:
         answers: list[Answer | None] = []
         good: list[Submission] = []
         start = 0
-        for wire in request.messages:
+        for wire in some:
             content = octets[start : start + wire.octets]
             start += wire.octets
             if len(wire.recipients) > _MANY_RECIPIENTS:

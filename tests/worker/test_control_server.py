@@ -171,6 +171,28 @@ async def test_contents_of_every_size_and_kind_arrive_as_they_are(path, nursery,
         assert (octets, stored[name].facts) == (content.octets, content.facts), name
 
 
+async def test_many_messages_are_taken_a_few_at_a_time_and_answered_in_order(path, nursery):
+    class Counting(MemoryStore):
+        taken: list[int] = []  # noqa: RUF012 - of this test alone
+
+        async def submit(self, submissions, **how):
+            self.taken.append(len(submissions))
+            return await super().submit(submissions, **how)
+
+    store = Counting()
+    await serve(nursery, path, store, max_message_octets=1000)
+    contents = {str(n): from_octets(b"x\r\n" * (400 if n == 70 else n)) for n in range(200)}
+    async with open_control(path) as client:
+        answers = await client.submit([mail(id=k, content=v) for k, v in contents.items()])
+
+    assert [each.id for each in answers] == list(contents)
+    assert [each.id for each in answers if isinstance(each, Refused)] == ["70"]
+    assert sum(store.taken) == 199
+    assert max(store.taken) <= 64
+    for each in await store.messages():
+        assert each.message.content == contents[each.message.id]
+
+
 async def test_a_large_content_goes_into_a_real_store_in_pieces(path, nursery, tmp_path):
     async with open_store(tmp_path / "spool.sqlite") as store:
         async with trio.open_nursery() as inner:

@@ -20,7 +20,7 @@ from engine.report.events import RecipientSettled
 from engine.report.log import LogWriter, json_line, log_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from engine.engine import Engine
@@ -81,16 +81,26 @@ class Leaks:
 
     def check(self) -> list[str]:
         """Return where a secret is in what was told; secrets may have come after the telling."""
-        return [
-            f"{secret} as {form!r} in {kind}: {text!r}"
-            for kind, text in self._texts
-            for form, secret in self._forms.items()
-            if form in text.lower()
-        ]
+        return list(search(self._texts, self._forms))
 
     def _take(self, kind: str, *texts: str) -> None:
         self.told[kind] = self.told.get(kind, 0) + len(texts)
         self._texts += [(kind, text) for text in texts]
+
+
+def search(texts: Iterable[tuple[str, str]], secrets: dict[str, str]) -> Iterator[str]:
+    """Yield where a secret is in texts that were told.
+
+    Args:
+        texts: Kind of each text, and the text.
+        secrets: By their forms in lower case, what they are.
+    """
+    for kind, text in texts:
+        lower = text.lower()
+        for form, secret in secrets.items():
+            if form in lower:
+                at = lower.index(form)
+                yield f"{secret} as {form!r} in {kind}: {text[max(0, at - 200) : at + 200]!r}"
 
 
 def forms(secret: bytes) -> set[str]:

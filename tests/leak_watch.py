@@ -102,8 +102,8 @@ class Watch:
 
     def _look(self) -> None:
         texts, self._texts, self._size = self._texts, [], 0
-        # Nearly always there is nothing: all at once is quickest.
-        whole = "\n".join([text for _, text in texts]).lower()
+        # Nearly always there is nothing: all at once is quickest, and much is told many times.
+        whole = "\n".join({text for _, text in texts}).lower()
         if any(form in whole for form in self._secrets):
             self._found += search(texts, self._secrets)
 
@@ -115,9 +115,7 @@ class Watch:
             if name.startswith("engine.") and not name.startswith("engine.testing"):
                 for value in list(vars(module).values()):
                     if is_error(value) and value.__module__ == name:
-                        self._hear(
-                            value, "__init__", lambda _, it, *__: ("error", str(it), repr(it))
-                        )
+                        self._hear(value, "__init__", lambda _, it, *__: ("error", repr(it)))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(

@@ -3,6 +3,9 @@
 A test gives it the secrets, and everything the engine tells: events, outcomes, errors, lines of a
 log, files.  What goes to `logging`, standard output and standard error it sees for itself.  At the
 end nothing may have had a secret in it, in clear or in any of the forms it takes on its way.
+
+For secrets that come up as a test runs, and for whatever is shown on no way that every test shows
+things: the passwords of all tests are looked for in all tests (`tests.leak_watch`).
 """
 
 from __future__ import annotations
@@ -108,6 +111,8 @@ def forms(secret: bytes) -> set[str]:
     found = {secret.decode("utf-8", "backslashreplace"), secret.hex(), quote(secret, safe="")}
     found |= {repr(secret)[2:-1], json.dumps(secret.decode("latin-1"))[1:-1]}
     found.add(json.dumps(secret.decode("utf-8", "replace"))[1:-1])
+    # As `Leaks.file` reads it.
+    found.add(secret.decode("latin-1"))
     found.add(binascii.b2a_qp(secret).decode())
     for before in range(3):
         # Within something else, its first and last characters depend on what is around it.

@@ -149,6 +149,7 @@ def test_a_key_made_on_the_fly_is_known_by_its_head_and_by_its_body(key):
     assert is_found("".join(body))
     assert is_found(b64decode("".join(body)).hex())
     assert is_found(repr(b64decode("".join(body))))
+    assert is_found(b64decode("".join(body)).decode("latin-1"))
 
 
 def test_a_certificate_is_no_key():

@@ -8,4 +8,4 @@ import hypothesis
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("steady")
 
-pytest_plugins = ["tests.servers.fixtures", "tests.leaks"]
+pytest_plugins = ["tests.servers.fixtures", "tests.leaks", "tests.leak_watch"]

@@ -3,6 +3,9 @@
 A test gives it the secrets, and everything the engine tells: events, outcomes, errors, lines of a
 log, files.  What goes to `logging`, standard output and standard error it sees for itself.  At the
 end nothing may have had a secret in it, in clear or in any of the forms it takes on its way.
+
+For secrets that come up as a test runs, and for whatever is shown on no way that every test shows
+things: the passwords of all tests are looked for in all tests (`tests.leak_watch`).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from engine.report.events import RecipientSettled
 from engine.report.log import LogWriter, json_line, log_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from engine.engine import Engine
@@ -81,16 +84,26 @@ class Leaks:
 
     def check(self) -> list[str]:
         """Return where a secret is in what was told; secrets may have come after the telling."""
-        return [
-            f"{secret} as {form!r} in {kind}: {text!r}"
-            for kind, text in self._texts
-            for form, secret in self._forms.items()
-            if form in text.lower()
-        ]
+        return list(search(self._texts, self._forms))
 
     def _take(self, kind: str, *texts: str) -> None:
         self.told[kind] = self.told.get(kind, 0) + len(texts)
         self._texts += [(kind, text) for text in texts]
+
+
+def search(texts: Iterable[tuple[str, str]], secrets: dict[str, str]) -> Iterator[str]:
+    """Yield where a secret is in texts that were told.
+
+    Args:
+        texts: Kind of each text, and the text.
+        secrets: By their forms in lower case, what they are.
+    """
+    for kind, text in texts:
+        lower = text.lower()
+        for form, secret in secrets.items():
+            if form in lower:
+                at = lower.index(form)
+                yield f"{secret} as {form!r} in {kind}: {text[max(0, at - 200) : at + 200]!r}"
 
 
 def forms(secret: bytes) -> set[str]:
@@ -98,6 +111,8 @@ def forms(secret: bytes) -> set[str]:
     found = {secret.decode("utf-8", "backslashreplace"), secret.hex(), quote(secret, safe="")}
     found |= {repr(secret)[2:-1], json.dumps(secret.decode("latin-1"))[1:-1]}
     found.add(json.dumps(secret.decode("utf-8", "replace"))[1:-1])
+    # As `Leaks.file` reads it.
+    found.add(secret.decode("latin-1"))
     found.add(binascii.b2a_qp(secret).decode())
     for before in range(3):
         # Within something else, its first and last characters depend on what is around it.

@@ -377,7 +377,7 @@ async def test_what_becomes_of_the_password_under_attack(
     attack: str, level: str, expected: str, trusted: str
 ):
     middle = Middle(attack, "PLAIN LOGIN")
-    auth = {"username": "me", "password": "s3cret"}
+    auth = {"username": "me", "password": "s3cretW0rd"}
     outcome, _ = await deliver(
         middle,
         world(attack, level),

@@ -58,6 +58,15 @@ def test_an_error_is_looked_at_with_what_caused_it():
     assert leaks.check()
 
 
+def test_a_file_is_looked_at_as_octets(tmp_path):
+    file = tmp_path / "log"
+    file.write_bytes(b"\xff\0" + SECRET.encode())
+    leaks = Leaks()
+    leaks.keep(SECRET)
+    leaks.file(file)
+    assert leaks.check()
+
+
 def test_what_is_too_short_to_be_found_is_refused():
     with pytest.raises(AssertionError):
         Leaks().keep("s3cre")

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 HERE = "127.0.0.1"
 USER = "anna@me.test"
-PASSWORD = "correct+horse/Battery=stäple"
-TOKEN = "ya29.a0AfH6SMBx-T0k3n~Of/Some+Length=="
+PASSWORD = "s3cretW0rd+horse/Battery=stäple"
+TOKEN = "ya29.s3cretW0rd-T0k3n~Of/Some+Length=="
 #: How a host ends the exchange.
 ENDINGS = (
     "accepts",
@@ -276,7 +276,7 @@ async def test_what_proves_who_we_are_is_never_told(
     [
         ({"password": PASSWORD}, "delivered"),
         ({"password_file": "password"}, "delivered"),
-        ({"password_file": "two-lines"}, "deferred"),
+        ({"password_file": "password-of-two-lines"}, "deferred"),
         ({"token_command": [sys.executable, "-c", f"print({TOKEN!r})"]}, "delivered"),
         ({"token_command": [sys.executable, "-c", f"print({TOKEN!r}); exit(3)"]}, "deferred"),
         ({"token_command": [sys.executable, "-c", f"print('{TOKEN} two')"]}, "deferred"),
@@ -290,7 +290,7 @@ async def test_where_a_secret_comes_from_does_not_matter(
 ):
     leaks.keep(PASSWORD, TOKEN)
     (tmp_path / "password").write_text(f"{PASSWORD}\n")
-    (tmp_path / "two-lines").write_text(f"{PASSWORD}\n{PASSWORD}\n")
+    (tmp_path / "password-of-two-lines").write_text(f"{PASSWORD}\n{PASSWORD}\n")
     if "password_file" in source:
         source = {"password_file": str(tmp_path / source["password_file"])}
     mechanism = "XOAUTH2" if "token_command" in source else "PLAIN"
@@ -324,8 +324,8 @@ async def test_a_token_function_that_fails_is_not_quoted(leaks: Leaks, tmp_path:
 
 # ---- proxies -------------------------------------------------------------------------------------
 
-PROXY_PASSWORD = "pr0xy:p@ss/wörd"
-IN_URL = "pr0xy%3Ap%40ss%2Fw%C3%B6rd"
+PROXY_PASSWORD = "s3cretW0rd:p@ss/wörd"
+IN_URL = "s3cretW0rd%3Ap%40ss%2Fw%C3%B6rd"
 
 
 class Proxy:
@@ -422,7 +422,7 @@ async def test_what_a_proxy_is_told_is_told_nobody_else(ending: str, leaks: Leak
         'auht = {{password = "{password}"}}',
         'auth = {{username = "me", token_command = "get \'{password}"}}',
         'auth = {{username = "me", password = "{password}", password_file = "x"}}',
-        'auth = {{mechanisms = "{password}", username = "me", password = "x"}}',
+        'auth = {{mechanisms = "no-such", username = "me", password = "{password}"}}',
         'auth = {{username = "me", password = "{password}"',
     ],
 )
@@ -430,8 +430,7 @@ async def test_what_a_proxy_is_told_is_told_nobody_else(ending: str, leaks: Leak
 def test_a_configuration_good_or_bad_shows_no_secret(
     lines: str, place: str, leaks: Leaks, tmp_path: Path
 ):
-    # The one mechanism that is no mechanism is shown: it is a name, and names what is wrong.
-    leaks.keep(IN_URL, *[PASSWORD] * ("mechanisms" not in lines))
+    leaks.keep(IN_URL, PASSWORD)
     line = lines.format(url=f"socks5://anna:{IN_URL}@h.test", password=PASSWORD)
     file = tmp_path / "engine.toml"
     file.write_text(

@@ -173,14 +173,14 @@ def test_dscp_names_stand_for_the_octets_of_the_reference_client():
         ("socks5://h.test:99/", Proxy("socks5", "h.test", 99), "socks5://h.test:99"),
         ("socks5://[2001:db8::1]:9", Proxy("socks5", "2001:db8::1", 9), "socks5://[2001:db8::1]:9"),
         (
-            "socks5://me:s%40cret@h.test",
-            Proxy("socks5", "h.test", 1080, "me", "s@cret"),
+            "socks5://me:s3cretW0rd%40@h.test",
+            Proxy("socks5", "h.test", 1080, "me", "s3cretW0rd@"),
             "socks5://me:***@h.test:1080",
         ),
         ("haproxy://h.test:5000", Proxy("haproxy", "h.test", 5000), "haproxy://h.test:5000"),
         (
-            "socks5://me:s3cret@h.test:99?priority=2&weight=3",
-            Proxy("socks5", "h.test", 99, "me", "s3cret", priority=2, weight=3),
+            "socks5://me:s3cretW0rd@h.test:99?priority=2&weight=3",
+            Proxy("socks5", "h.test", 99, "me", "s3cretW0rd", priority=2, weight=3),
             "socks5://me:***@h.test:99",
         ),
         (
@@ -206,43 +206,52 @@ def test_proxy_urls_are_read(url: str, proxy: Proxy, text: str):
 @pytest.mark.parametrize(
     ("url", "what"),
     [
-        ("http://u:s3cret@h", "a proxy URL of an unknown scheme"),
-        ("u:s3cret@h:1080", "a proxy URL of an unknown scheme"),
-        ("socks5://u:s3cret@h:x", "a proxy URL with a host or port that cannot be read"),
-        ("socks5://u:s3cret@[h", "a proxy URL with a host or port that cannot be read"),
-        ("socks5://u:s3cret@h:70000", "a proxy URL with a host or port that cannot be read"),
+        ("http://u:s3cretW0rd@h", "a proxy URL of an unknown scheme"),
+        ("u:s3cretW0rd@h:1080", "a proxy URL of an unknown scheme"),
+        ("socks5://u:s3cretW0rd@h:x", "a proxy URL with a host or port that cannot be read"),
+        ("socks5://u:s3cretW0rd@[h", "a proxy URL with a host or port that cannot be read"),
+        ("socks5://u:s3cretW0rd@h:70000", "a proxy URL with a host or port that cannot be read"),
         (
-            "socks5://u:s3cret@h:0",
+            "socks5://u:s3cretW0rd@h:0",
             "a proxy URL with more than a host and a port from 1 to 65535",
         ),
         (
-            "socks5://u:s3cret@h/path",
+            "socks5://u:s3cretW0rd@h/path",
             "a proxy URL with more than a host and a port from 1 to 65535",
         ),
-        ("socks5://u:s3cret@", "a proxy URL without a proper host"),
-        ("socks5://u:s3cret@-h", "a proxy URL without a proper host"),
-        ("socks5://u:s3 cret@h", "a proxy URL with a space, a control character or < >"),
-        ("socks5://u:s3cret@h\n", "a proxy URL with a space, a control character or < >"),
-        ("haproxy://u:s3cret@h", "a proxy URL with a user, which only socks5 knows"),
+        ("socks5://u:s3cretW0rd@", "a proxy URL without a proper host"),
+        ("socks5://u:s3cretW0rd@-h", "a proxy URL without a proper host"),
+        ("socks5://u:s3cretW0rd x@h", "a proxy URL with a space, a control character or < >"),
+        ("socks5://u:s3cretW0rd@h\n", "a proxy URL with a space, a control character or < >"),
+        ("haproxy://u:s3cretW0rd@h", "a proxy URL with a user, which only socks5 knows"),
         (
-            f"socks5://u:{'s3cret' * 50}@h",
+            f"socks5://u:{'s3cretW0rd' * 50}@h",
             "a proxy URL with a user or password not of 1 to 255 octets",
         ),
-        ("socks5://s3cret@h", "a proxy URL with a user or password not of 1 to 255 octets"),
-        ("socks5://u:s3cret@h#", "a proxy URL with more than a host and a port from 1 to 65535"),
-        ("socks5://u:s3cret@h?pri=2", "a proxy URL with an unknown word behind the question mark"),
+        ("socks5://s3cretW0rd@h", "a proxy URL with a user or password not of 1 to 255 octets"),
+        (
+            "socks5://u:s3cretW0rd@h#",
+            "a proxy URL with more than a host and a port from 1 to 65535",
+        ),
+        (
+            "socks5://u:s3cretW0rd@h?pri=2",
+            "a proxy URL with an unknown word behind the question mark",
+        ),
         # Here the password has a question mark in it.
-        ("socks5://u:12?s3cret@h", "a proxy URL with an unknown word behind the question mark"),
-        ("socks5://u:12?weight=s3@h", "a proxy URL with a priority or weight out of range"),
+        ("socks5://u:12?s3cretW0rd@h", "a proxy URL with an unknown word behind the question mark"),
+        ("socks5://u:12?weight=s3cretW0rd@h", "a proxy URL with a priority or weight out of range"),
         *[
-            (f"socks5://u:s3cret@h?{choice}", "a proxy URL with a priority or weight out of range")
+            (
+                f"socks5://u:s3cretW0rd@h?{choice}",
+                "a proxy URL with a priority or weight out of range",
+            )
             for choice in ("priority=65536", "priority=-1", "weight=0", "weight=٣", "weight=")
         ],
         *[
-            (f"socks5://u:s3cret@h?{choice}", "a proxy URL with a timeout that is no duration")
+            (f"socks5://u:s3cretW0rd@h?{choice}", "a proxy URL with a timeout that is no duration")
             for choice in ("timeout=0", "timeout=", "timeout=5x", "timeout=-1s", "timeout=inf")
         ],
-        ("socks5://u:s3cret@h?weight=1&weight=2", "a proxy URL that says one thing twice"),
+        ("socks5://u:s3cretW0rd@h?weight=1&weight=2", "a proxy URL that says one thing twice"),
     ],
 )
 def test_a_bad_proxy_url_is_described_and_never_quoted(url: str, what: str):
@@ -254,7 +263,7 @@ def test_a_bad_proxy_url_is_described_and_never_quoted(url: str, what: str):
 
 
 def test_a_proxy_of_another_type_is_not_quoted_either():
-    assert problems(proxy={"password": "s3cret"}) == [
+    assert problems(proxy={"password": "s3cretW0rd"}) == [
         f"proxy: found a value of type dict; allowed {PROXY_ALLOWED}"
     ]
     assert problems(proxy=[5]) == [
@@ -263,7 +272,7 @@ def test_a_proxy_of_another_type_is_not_quoted_either():
 
 
 def test_a_proxy_has_a_name_for_people_without_its_login():
-    assert Proxy.parse("socks5://me:s3cret@[::1]:99?weight=2").name == "socks5://[::1]:99"
+    assert Proxy.parse("socks5://me:s3cretW0rd@[::1]:99?weight=2").name == "socks5://[::1]:99"
 
 
 def test_proxies_may_be_values():
@@ -300,7 +309,7 @@ def test_auth_takes_one_of_three_secrets():
 @pytest.mark.parametrize(
     ("auth", "expected"),
     [
-        ("s3cret", ['auth: found a value of type str; allowed a table, or "off"']),
+        ("s3cretW0rd", ['auth: found a value of type str; allowed a table, or "off"']),
         (
             {"username": "me"},
             [
@@ -308,7 +317,7 @@ def test_auth_takes_one_of_three_secrets():
             ],
         ),
         (
-            {"username": "me", "password": "s3cret", "password_file": "f"},
+            {"username": "me", "password": "s3cretW0rd", "password_file": "f"},
             [
                 (
                     "auth: found password and password_file; "
@@ -316,9 +325,12 @@ def test_auth_takes_one_of_three_secrets():
                 ),
             ],
         ),
-        ({"password": "s3cret"}, ["auth.username: found nothing; allowed a value: it is needed"]),
         (
-            {"username": "me", "pasword": "s3cret"},
+            {"password": "s3cretW0rd"},
+            ["auth.username: found nothing; allowed a value: it is needed"],
+        ),
+        (
+            {"username": "me", "pasword": "s3cretW0rd"},
             ['auth.pasword: found an unknown name; allowed a known name; did you mean "password"?'],
         ),
         (
@@ -329,7 +341,7 @@ def test_auth_takes_one_of_three_secrets():
             ],
         ),
         (
-            {"username": "me", "token_command": "say 's3cret"},
+            {"username": "me", "token_command": "say 's3cretW0rd"},
             [
                 (
                     "auth.token_command: found a command with an open quotation; "
@@ -338,7 +350,7 @@ def test_auth_takes_one_of_three_secrets():
             ],
         ),
         (
-            {"username": "me", "token_command": ["s3cret", 5]},
+            {"username": "me", "token_command": ["s3cretW0rd", 5]},
             [
                 (
                     "auth.token_command: found a command with a word that is empty or no text; "
@@ -347,7 +359,7 @@ def test_auth_takes_one_of_three_secrets():
             ],
         ),
         (
-            {"username": "me", "password": "s3cret", "mechanisms": ["PLAIN", "NO WAY"]},
+            {"username": "me", "password": "s3cretW0rd", "mechanisms": ["PLAIN", "NO WAY"]},
             [(f'auth.mechanisms: found ["PLAIN", "NO WAY"]; allowed {MECHANISMS_ALLOWED}')],
         ),
     ],
@@ -356,7 +368,7 @@ def test_bad_auth_tables_are_refused_without_their_secrets(auth: object, expecte
     assert problems(auth=auth) == expected
     with pytest.raises(ValidationError) as caught:
         Settings.model_validate({"auth": auth})
-    assert "s3cret" not in str(caught.value)
+    assert "s3cretW0rd" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -369,12 +381,12 @@ def test_bad_auth_tables_are_refused_without_their_secrets(auth: object, expecte
     ],
 )
 def test_mechanisms_that_are_not_built_are_refused(mechanisms: object, shown: str):
-    auth = {"username": "me", "password": "s3cret", "mechanisms": mechanisms}
+    auth = {"username": "me", "password": "s3cretW0rd", "mechanisms": mechanisms}
     assert problems(auth=auth) == [f"auth.mechanisms: found {shown}; allowed {MECHANISMS_ALLOWED}"]
 
 
 def test_refused_mechanisms_are_no_second_problem():
-    assert problems(auth={"mechanisms": "NTLM", "password": "x"}) == [
+    assert problems(auth={"mechanisms": "NTLM", "password": "s3cretW0rd"}) == [
         f'auth.mechanisms: found "NTLM"; allowed {MECHANISMS_ALLOWED}'
     ]
 
@@ -406,7 +418,7 @@ def test_auth_needs_what_its_mechanisms_need(auth: dict[str, object]):
             "auth.username: found nothing; allowed a value: it is needed",
         ),
         (
-            {"username": "", "password": "s3cret"},
+            {"username": "", "password": "s3cretW0rd"},
             "auth.username: found nothing; allowed a value: it is needed",
         ),
         (
@@ -418,7 +430,7 @@ def test_auth_needs_what_its_mechanisms_need(auth: dict[str, object]):
             "auth: found none; allowed exactly one of password, password_file, token_command",
         ),
         (
-            {"mechanisms": ["EXTERNAL"], "password": "s3cret", "password_file": "f"},
+            {"mechanisms": ["EXTERNAL"], "password": "s3cretW0rd", "password_file": "f"},
             (
                 "auth: found password and password_file; "
                 "allowed exactly one of password, password_file, token_command"

@@ -24,11 +24,11 @@ COMMAND_PROBLEMS = [
     ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "ended by signal 15"),
     ("pass", "empty"),
     ("print(' ')", "empty"),
-    ("print('s3cret\\nother')", "more than one line, or control characters"),
-    ("print('s3cret\\0')", "more than one line, or control characters"),
-    ("import sys; sys.stdout.buffer.write(b's3cret\\xff')", "not UTF-8"),
-    (f"print('s3cret' * {MAX_SECRET_OCTETS})", "more than 16384 octets"),
-    ("while True: print('s3cret')", "more than 16384 octets"),
+    ("print('s3cretW0rd\\nother')", "more than one line, or control characters"),
+    ("print('s3cretW0rd\\0')", "more than one line, or control characters"),
+    ("import sys; sys.stdout.buffer.write(b's3cretW0rd\\xff')", "not UTF-8"),
+    (f"print('s3cretW0rd' * {MAX_SECRET_OCTETS})", "more than 16384 octets"),
+    ("while True: print('s3cretW0rd')", "more than 16384 octets"),
 ]
 
 
@@ -40,7 +40,7 @@ async def problem_of(auth, **options):
     with pytest.raises(CredentialsUnavailableError) as caught:
         await read_credentials(auth, **options)
     error = caught.value
-    assert "s3cret" not in repr(error)
+    assert "s3cretW0rd" not in repr(error)
     assert error.__suppress_context__ or error.__context__ is None
     return str(error)
 
@@ -49,11 +49,11 @@ async def problem_of(auth, **options):
 
 
 async def test_a_password_is_taken_as_it_is():
-    read = await read_credentials(Auth(username="me", password=" s3cret "))
-    assert read == Credentials("me", " s3cret ")
+    read = await read_credentials(Auth(username="me", password=" s3cretW0rd "))
+    assert read == Credentials("me", " s3cretW0rd ")
 
 
-@pytest.mark.parametrize("password", ["s3cret\n", "s3cret\0", "s3cret\ud800"])
+@pytest.mark.parametrize("password", ["s3cretW0rd\n", "s3cretW0rd\0", "s3cretW0rd\ud800"])
 async def test_a_password_that_no_mechanism_could_carry_is_not_shown(password):
     found = await problem_of(Auth(username="me", password=password))
     assert found == "password: more than one line, or control characters"
@@ -66,11 +66,11 @@ async def test_external_needs_neither_secret_nor_name():
 @pytest.mark.parametrize(
     ("octets", "password"),
     [
-        (b"s3cret", "s3cret"),
-        (b"s3cret\n", "s3cret"),
-        (b"s3cret\r\n", "s3cret"),
+        (b"s3cretW0rd", "s3cretW0rd"),
+        (b"s3cretW0rd\n", "s3cretW0rd"),
+        (b"s3cretW0rd\r\n", "s3cretW0rd"),
         (b" s3 cret \n", " s3 cret "),
-        ("\ufeffs3crét\n".encode(), "s3crét"),
+        ("\ufeffs3cretW0rdé\n".encode(), "s3cretW0rdé"),
         (b"x" * MAX_SECRET_OCTETS, "x" * MAX_SECRET_OCTETS),
     ],
 )
@@ -94,10 +94,10 @@ async def test_a_changed_file_is_seen(tmp_path):
     [
         (b"", "empty"),
         (b"\n", "empty"),
-        (b"s3cret\n\n", "more than one line, or control characters"),
-        (b"s3cret\nother\n", "more than one line, or control characters"),
-        (b"s3cret\0", "more than one line, or control characters"),
-        (b"s3cret\xff", "not UTF-8"),
+        (b"s3cretW0rd\n\n", "more than one line, or control characters"),
+        (b"s3cretW0rd\nother\n", "more than one line, or control characters"),
+        (b"s3cretW0rd\0", "more than one line, or control characters"),
+        (b"s3cretW0rd\xff", "not UTF-8"),
         (b"x" * (MAX_SECRET_OCTETS + 1), "more than 16384 octets"),
     ],
 )
@@ -133,10 +133,10 @@ async def test_a_file_that_hangs_is_given_up(monkeypatch, autojump_clock):
 # ---- a token from a command -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("source", ["print('tok-en')", "print('  tok-en\\n')"])
+@pytest.mark.parametrize("source", ["print('s3cretW0rd')", "print('  s3cretW0rd\\n')"])
 async def test_a_token_is_what_the_command_prints(source):
     read = await read_credentials(Auth(username="me", token_command=python(source)))
-    assert read == Credentials("me", "tok-en", is_token=True)
+    assert read == Credentials("me", "s3cretW0rd", is_token=True)
 
 
 async def test_the_command_is_run_without_a_shell():
@@ -145,7 +145,7 @@ async def test_the_command_is_run_without_a_shell():
 
 
 async def test_the_command_gets_no_input_and_its_complaints_go_nowhere(capfd):
-    source = "import sys; print('s3cret', file=sys.stderr); print(len(sys.stdin.read()))"
+    source = "import sys; print('s3cretW0rd', file=sys.stderr); print(len(sys.stdin.read()))"
     read = await read_credentials(Auth(username="me", token_command=python(source)))
     assert read.secret == "0"
     assert capfd.readouterr() == ("", "")
@@ -160,10 +160,10 @@ async def test_a_command_that_gives_no_token_is_not_shown(source, problem):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("/no/such/s3cret",), "No such file or directory"),
+        (("/no/such/s3cretW0rd",), "No such file or directory"),
         (("/tmp",), "Permission denied"),
-        (("echo", "s3cret\0"), "no command that can be run"),
-        (("echo", "s3cret\ud800"), "no command that can be run"),
+        (("echo", "s3cretW0rd\0"), "no command that can be run"),
+        (("echo", "s3cretW0rd\ud800"), "no command that can be run"),
     ],
 )
 async def test_a_command_that_cannot_be_run_is_not_shown(words, problem):
@@ -260,21 +260,21 @@ async def test_what_a_command_leaves_running_is_its_own_affair(tmp_path):
 async def test_a_token_may_come_from_a_function():
     async def token():
         await trio.lowlevel.checkpoint()
-        return "tok-en\n"
+        return "s3cretW0rd\n"
 
     read = await read_credentials(Auth(username="me", token_command=token))
-    assert read == Credentials("me", "tok-en", is_token=True)
+    assert read == Credentials("me", "s3cretW0rd", is_token=True)
 
 
 @pytest.mark.parametrize(
     ("token", "problem"),
     [
-        (b"s3cret", "returned no text"),
+        (b"s3cretW0rd", "returned no text"),
         (None, "returned no text"),
         ("", "empty"),
-        ("s3cret\0", "more than one line, or control characters"),
-        (RuntimeError("s3cret"), "raised RuntimeError"),
-        (ExceptionGroup("s3cret", [OSError("s3cret")]), "raised ExceptionGroup"),
+        ("s3cretW0rd\0", "more than one line, or control characters"),
+        (RuntimeError("s3cretW0rd"), "raised RuntimeError"),
+        (ExceptionGroup("s3cretW0rd", [OSError("s3cretW0rd")]), "raised ExceptionGroup"),
     ],
 )
 async def test_a_function_that_gives_no_token_is_named(token, problem):
@@ -289,7 +289,7 @@ async def test_a_function_that_gives_no_token_is_named(token, problem):
 
 
 async def test_a_function_that_is_not_asynchronous_is_named():
-    auth = Auth(username="me", token_command=lambda: "s3cret")
+    auth = Auth(username="me", token_command=lambda: "s3cretW0rd")
     assert await problem_of(auth) == "token function: raised TypeError"
 
 

@@ -29,8 +29,8 @@ from tests.delivery.helpers import (
 
 A, B = "a@x.test", "b@x.test"
 BYE = "C: QUIT\nS: 221 bye\n"
-PLAIN = b64encode(b"\0me\0s3cret").decode()
-AUTH = {"username": "me", "password": "s3cret"}
+PLAIN = b64encode(b"\0me\0s3cretW0rd").decode()
+AUTH = {"username": "me", "password": "s3cretW0rd"}
 IN_CLEAR = {"auth": AUTH, "auth_in_clear": True}
 REQUIRED = {**IN_CLEAR, "auth_required": True}
 MAIL = "C: MAIL FROM:<s@me.test>\nC: RCPT TO:<a@x.test>\nC: DATA\n"
@@ -57,7 +57,7 @@ async def test_plain_is_one_command(drip, autojump_clock):
 async def test_login_answers_two_prompts(drip, autojump_clock):
     script = greeted("LOGIN") + "C: AUTH LOGIN\nS: 334 VXNlcm5hbWU6\n"
     script += f"C: {b64encode(b'me').decode()}\nS: 334 UGFzc3dvcmQ6\n"
-    script += f"C: {b64encode(b's3cret').decode()}\nS: 235 ok\n" + MAIL + BYE
+    script += f"C: {b64encode(b's3cretW0rd').decode()}\nS: 235 ok\n" + MAIL + BYE
     async with scripted(script, drip=drip) as hosts:
         (outcome,) = await deliver(hosts, message(A), options=IN_CLEAR)
 
@@ -82,7 +82,7 @@ async def test_cram_md5_needs_no_tls(autojump_clock):
 async def serve_scram(stream, proof: bool = True) -> None:
     """Play a server that checks SCRAM-SHA-256, and proves that it can, or does not."""
     mechanism = ScramMechanism("SCRAM-SHA-256")
-    info = mechanism.make_auth_info("s3cret", iteration_count=4096)
+    info = mechanism.make_auth_info("s3cretW0rd", iteration_count=4096)
     server = mechanism.make_server(lambda _: info)
 
     async def line() -> bytes:
@@ -121,7 +121,7 @@ async def test_scram_proves_both_sides(proof, nursery):
     client, server = link()
     nursery.start_soon(serve_scram, server, proof)
     login = Login(
-        Auth(username="me", password="s3cret"),
+        Auth(username="me", password="s3cretW0rd"),
         is_required=True,
         in_clear=False,
         host="mx",
@@ -144,7 +144,7 @@ async def test_scram_proves_both_sides(proof, nursery):
 async def test_the_next_mechanism_follows_a_refused_one(drip, autojump_clock):
     script = greeted() + f"C: AUTH PLAIN {PLAIN}\nS: 504 no such mechanism\n"
     script += "C: AUTH LOGIN\nS: 334 VXNlcm5hbWU6\nC: bWU=\nS: 334 UGFzc3dvcmQ6\n"
-    script += "C: czNjcmV0\nS: 235 ok\n" + MAIL + BYE
+    script += "C: czNjcmV0VzByZA==\nS: 235 ok\n" + MAIL + BYE
     async with scripted(script, drip=drip) as hosts:
         (outcome,) = await deliver(hosts, message(A), options=IN_CLEAR)
 
@@ -184,7 +184,7 @@ async def test_only_bad_challenges_are_the_hosts_fault(autojump_clock):
 
 @pytest.mark.parametrize("mechanisms", ["", "GSSAPI", "CRAM-MD5 GSSAPI"])
 async def test_where_it_is_not_required_mail_goes_without(mechanisms, autojump_clock):
-    options = {"auth": {"username": "me", "password": "x", "mechanisms": ["PLAIN"]}}
+    options = {"auth": {"username": "me", "password": "s3cretW0rd", "mechanisms": ["PLAIN"]}}
     async with scripted(greeted(mechanisms) + MAIL + BYE) as hosts:
         (outcome,) = await deliver(hosts, message(A), options={**options, "auth_in_clear": True})
 
@@ -340,7 +340,7 @@ async def test_auth_goes_with_the_hello_to_a_host_that_takes_it(drip, autojump_c
 
 async def test_a_mechanism_of_many_steps_waits_for_the_hello(drip, autojump_clock):
     script = "C: EHLO me.test\nS: 220 mx.test\n" + OFFER + "C: AUTH LOGIN\nS: 334 VXNlcm5hbWU6\n"
-    script += "C: bWU=\nS: 334 UGFzc3dvcmQ6\nC: czNjcmV0\nS: 235 ok\n" + MAIL + BYE
+    script += "C: bWU=\nS: 334 UGFzc3dvcmQ6\nC: czNjcmV0VzByZA==\nS: 235 ok\n" + MAIL + BYE
     auth = {**AUTH, "mechanisms": ["LOGIN", "PLAIN"]}
     options = {"auth": auth, "auth_in_clear": True, "early_pipelining": True}
     async with scripted(script, drip=drip) as hosts:
@@ -352,7 +352,7 @@ async def test_a_mechanism_of_many_steps_waits_for_the_hello(drip, autojump_cloc
 async def test_a_refusal_of_early_auth_leaves_the_other_mechanisms(drip, autojump_clock):
     script = f"C: EHLO me.test\nC: AUTH PLAIN {PLAIN}\nS: 220 mx.test\n" + OFFER
     script += "S: 504 not this one\nC: AUTH LOGIN\nS: 334 VXNlcm5hbWU6\nC: bWU=\n"
-    script += "S: 334 UGFzc3dvcmQ6\nC: czNjcmV0\nS: 235 ok\n" + MAIL + BYE
+    script += "S: 334 UGFzc3dvcmQ6\nC: czNjcmV0VzByZA==\nS: 235 ok\n" + MAIL + BYE
     options = {**IN_CLEAR, "early_pipelining": True}
     async with scripted(script, drip=drip) as hosts:
         (outcome,) = await deliver(hosts, message(A), options=options, hints=knowing())
@@ -407,7 +407,7 @@ async def test_a_hello_that_holds_the_password_by_chance_is_read_as_it_is(autoju
     [
         pytest.param(f"S: 535 5.7.8 not you: AUTH PLAIN {PLAIN}\n", id="refused"),
         pytest.param(f"S: 454 4.7.0 later: AUTH PLAIN {PLAIN[:12]}...\n", id="cut short"),
-        pytest.param("S: 535 5.7.8 your password s3cret is wrong\n", id="in clear"),
+        pytest.param("S: 535 5.7.8 your password s3cretW0rd is wrong\n", id="in clear"),
         pytest.param(f"S: AUTH PLAIN {PLAIN}\n", id="no reply"),
         pytest.param(f"S: 235-AUTH PLAIN {PLAIN}\nS: 535 x\n", id="a reply at odds with itself"),
     ],
@@ -430,19 +430,19 @@ async def test_what_a_server_says_back_is_concealed(refusal, transcripts, autoju
     assert outcome.stage == "auth"
     assert "****" in told_of
     assert PLAIN[:8] not in told_of
-    assert "s3cret" not in told_of
+    assert "s3cretW0rd" not in told_of
 
 
 async def test_a_challenge_that_holds_the_password_by_chance_is_answered_as_it_is(autojump_clock):
     import hmac
 
-    challenge = b64encode(b"<s3cret@mx.test>").decode()
-    digest = hmac.new(b"PHMzY3Jl", b"<s3cret@mx.test>", "md5").hexdigest()
+    challenge = b64encode(b"<s3cretW0rd@mx.test>").decode()
+    digest = hmac.new(b"PHMzY3JldFcw", b"<s3cretW0rd@mx.test>", "md5").hexdigest()
     answer = b64encode(f"me {digest}".encode()).decode()
-    assert "PHMzY3Jl" in challenge
+    assert "PHMzY3JldFcw" in challenge
     script = greeted("CRAM-MD5") + f"C: AUTH CRAM-MD5\nS: 334 {challenge}\nC: {answer}\nS: 235 ok\n"
     async with scripted(script + MAIL + BYE) as hosts:
-        options = {"auth": {"username": "me", "password": "PHMzY3Jl"}}
+        options = {"auth": {"username": "me", "password": "PHMzY3JldFcw"}}
         (outcome,) = await deliver(hosts, message(A), options=options)
 
     assert told([outcome]) == delivered(A)

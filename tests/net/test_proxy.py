@@ -22,10 +22,10 @@ from engine.smtp.stages import Stage
 TARGET = ("192.0.2.1", 25)
 DOING = "connect to mx.test [192.0.2.1]:25 through 192.0.2.9:1080"
 GREETING = b"220 mx.test ESMTP\r\n"
-LOGIN = ("anna", "s3cr3t")
+LOGIN = ("anna", "s3cretW0rd")
 
 HELLO, HELLO_LOGIN = b"\5\1\0", b"\5\1\2"
-AUTH = b"\1\4anna\6s3cr3t"
+AUTH = b"\1\4anna\x0as3cretW0rd"
 REQUEST = bytes.fromhex("05 01 00 01 c0000201 0019")
 REPLY = bytes.fromhex("05 00 00 01 c6336407 9c40")
 REPLY_NAME = bytes.fromhex("05 00 00 03 0a") + b"egress.net" + bytes.fromhex("9c40")
@@ -159,7 +159,7 @@ async def test_a_refused_login_is_our_configuration_and_is_not_shown(send):
     script = [(HELLO_LOGIN, b"\5\2"), (AUTH, b"\1\1")]
     failure = await through(Socks5(*TARGET, *LOGIN), script, send)
     check(failure, Cause.CONFIG, "the proxy refused the login (status 1)")
-    assert "s3cr3t" not in repr(failure) + repr(failure.__cause__)
+    assert "s3cretW0rd" not in repr(failure) + repr(failure.__cause__)
 
 
 async def test_a_web_server_is_no_proxy():

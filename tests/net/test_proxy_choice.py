@@ -91,5 +91,5 @@ def test_no_login_is_kept_in_the_hints():
         def put(self, kind, key, value, *, seconds):
             seen.append((kind, key, value))
 
-    ProxyMemory(Hints()).rest(Proxy.parse("socks5://me:s3cret@a.test"))
+    ProxyMemory(Hints()).rest(Proxy.parse("socks5://me:s3cretW0rd@a.test"))
     assert seen == [("proxy", "socks5://a.test:1080", b"unreachable")]

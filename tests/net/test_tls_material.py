@@ -24,17 +24,18 @@ def files(tmp_path):
         "key": OURS.key_pem,
         "both": OURS.key_pem + OURS.pem,
         "other key": OTHER.key_pem,
-        "encrypted": OURS.private_pem(b"secret"),
-        "both, encrypted": OURS.private_pem(b"secret") + OURS.pem,
+        "encrypted": OURS.private_pem(b"s3cretW0rd"),
+        "both, encrypted": OURS.private_pem(b"s3cretW0rd") + OURS.pem,
         "nothing": b"",
-        "junk": b"hunter2 hunter2\n",
+        "junk": b"s3cretW0rd\n",
         "cut": OURS.pem[:200],
     }
     for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
+        (tmp_path / f"{name}.pem").write_bytes(content)
     write_chain(tmp_path, [make("weak", key=rsa_key(1024))], "weak")
-    (tmp_path / "folder").mkdir()
-    return lambda name: None if name is None else str(tmp_path / name)
+    (tmp_path / "weak.key").rename(tmp_path / "weak key.pem")
+    (tmp_path / "folder.pem").mkdir()
+    return lambda name: None if name is None else str(tmp_path / f"{name}.pem")
 
 
 def problems(**settings):
@@ -42,7 +43,7 @@ def problems(**settings):
     for problem in found:
         text = str(problem)
         assert text.isprintable()
-        assert "hunter2" not in text
+        assert "s3cretW0rd" not in text
         assert "PRIVATE" not in text
     return {problem.key: problem.found for problem in found}
 
@@ -93,7 +94,7 @@ def test_nothing_is_wrong_with_what_is_right(files, certificate, key):
         ("certificate", "other key", "tls_private_key", "with the key of another certificate"),
         ("certificate", "encrypted", "tls_private_key", "an encrypted key"),
         ("both, encrypted", None, "tls_private_key", "an encrypted key"),
-        ("weak.pem", "weak.key", "tls_certificate", "too weak for OpenSSL (key too small)"),
+        ("weak", "weak key", "tls_certificate", "too weak for OpenSSL (key too small)"),
     ],
 )
 def test_what_is_wrong_with_our_certificate_is_said(files, certificate, key, place, found):
@@ -108,8 +109,8 @@ def test_both_files_are_named_when_both_cannot_be_read(files):
 
 
 def test_a_file_that_cannot_be_read_is_said_to_be_one(files, tmp_path):
-    (tmp_path / "key").unlink()
-    (tmp_path / "key").symlink_to("key")
+    (tmp_path / "key.pem").unlink()
+    (tmp_path / "key.pem").symlink_to("key.pem")
     said = problems(certificate=files("certificate"), private_key=files("key"))
     assert "cannot be read: Too many levels" in said["tls_private_key"]
 

@@ -74,13 +74,13 @@ async def test_mail_goes_through_a_socks_proxy(mail_server: MailServer) -> None:
 
 @pytest.mark.parametrize("mail_server", ["postfix"], indirect=True)
 async def test_a_socks_proxy_that_wants_a_password_gets_it(mail_server: MailServer) -> None:
-    with microsocks("-u", "me", "-P", "s3cret") as proxy:
-        allowed = await send(mail_server, f"socks5://me:s3cret@{proxy}")
-        refused = await send(mail_server, f"socks5://me:wr0ng@{proxy}")
+    with microsocks("-u", "me", "-P", "s3cretW0rd") as proxy:
+        allowed = await send(mail_server, f"socks5://me:s3cretW0rd@{proxy}")
+        refused = await send(mail_server, f"socks5://me:wr0ng-s3cretW0rd@{proxy}")
 
     assert allowed.status == "delivered"
     assert (refused.status, refused.scope, refused.stage) == ("deferred", "source", "proxy")
-    assert "wr0ng" not in refused.text
+    assert "wr0ng-s3cretW0rd" not in refused.text
 
 
 @pytest.mark.parametrize("mail_server", ["postfix"], indirect=True)

@@ -11,7 +11,7 @@ from engine.smtp.command import STAGES, Command, Kind
 from engine.smtp.errors import LocalProtocolError
 from engine.smtp.stages import Stage
 
-SECRET = base64.b64encode(b"\0joe\0correct horse")
+SECRET = base64.b64encode(b"\0joe\0s3cretW0rd+1")
 
 CASES = {
     "ehlo": (commands.hello(Kind.EHLO, "out.example.org"), b"EHLO out.example.org\r\n"),

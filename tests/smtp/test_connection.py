@@ -19,7 +19,7 @@ RCPT = commands.rcpt(b"c@d.test")
 OTHER = commands.rcpt(b"e@d.test")
 DATA, QUIT, RSET, NOOP = commands.DATA, commands.QUIT, commands.RSET, commands.NOOP
 CONTENT = commands.content(b"Subject: x\r\n\r\n.\r\n")
-SECRET = b"AGpvZQBzZWNyZXQ="
+SECRET = b"AGpvZQBzM2NyZXRXMHJk"
 
 
 def take_events(connection):

@@ -21,8 +21,8 @@ from engine.smtp.sasl import (
     start,
 )
 
-PASSWORD = Credentials("me", "s3cret")
-TOKEN = Credentials("me", "s3cret", is_token=True)
+PASSWORD = Credentials("me", "s3cretW0rd")
+TOKEN = Credentials("me", "s3cretW0rd", is_token=True)
 NOTHING = Credentials(None)
 ALL = list(MECHANISMS)
 
@@ -202,7 +202,7 @@ def test_lines_are_base64_and_an_empty_initial_response_is_an_equals_sign():
 def test_the_commands_show_nothing_of_it():
     exchange = start("PLAIN", PASSWORD)
     opening = command.auth("PLAIN", encode_initial(exchange.initial_response()))
-    assert opening.octets == b"AUTH PLAIN AG1lAHMzY3JldA==\r\n"
+    assert opening.octets == b"AUTH PLAIN AG1lAHMzY3JldFcwcmQ=\r\n"
     assert opening.text == "AUTH PLAIN ****"
     assert command.auth("EXTERNAL", encode_initial(b"")).octets == b"AUTH EXTERNAL =\r\n"
     assert command.auth_step(CANCEL).octets == b"*\r\n"

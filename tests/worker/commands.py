@@ -34,6 +34,10 @@ class Done:
     out: str
     err: str
 
+    @classmethod
+    def of(cls, process):
+        return cls(process.returncode, process.stdout.decode(), process.stderr.decode())
+
     @property
     def records(self):
         return [json.loads(line) for line in self.out.splitlines()]
@@ -56,7 +60,7 @@ def engine(*arguments, stdin=b"", folder=None, environment=None):
         check=False,
         timeout=60,
     )
-    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+    return Done.of(done)
 
 
 async def run_engine(*arguments, **how):
@@ -88,7 +92,7 @@ def _command(arguments):
                 sys.argv[1:] = before
             out.seek(0)
             err.seek(0)
-            return Done(status, out.read().decode(), err.read().decode())
+            return Done.of(subprocess.CompletedProcess(arguments, status, out.read(), err.read()))
 
 
 @contextmanager

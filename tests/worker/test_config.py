@@ -319,7 +319,7 @@ def test_bad_toml_does_not_hide_a_bad_option(write: Write):
             ),
         ),
         (
-            '[defaults.auth]\nusername = "u"\npassword = "s3cret"\nmechanism = "PLAIN"\n',
+            '[defaults.auth]\nusername = "u"\npassword = "s3cretW0rd"\nmechanism = "PLAIN"\n',
             (
                 "engine.toml:4: defaults.auth.mechanism: found an unknown name; "
                 'allowed a known name; did you mean "mechanisms"?'
@@ -409,7 +409,7 @@ def test_unknown_and_misplaced_names_are_refused(write: Write, text: str, expect
             ),
         ),
         (
-            '[defaults]\nproxy = "socks5://u:s3cret@h:x"\n',
+            '[defaults]\nproxy = "socks5://u:s3cretW0rd@h:x"\n',
             (
                 "engine.toml:2: defaults.proxy: found a proxy URL with a host or port that cannot be "
                 f"read; allowed {PROXY_ALLOWED}"
@@ -557,19 +557,19 @@ def test_set_wins_over_the_file_and_the_last_wins(write: Write):
             '--set keepalive=1\\nport = 5: found "1\\nport = 5"; allowed true or false',
         ),
         (
-            "proxy=http://u:s3cret@h",
+            "proxy=http://u:s3cretW0rd@h",
             f"--set proxy=…: found a proxy URL of an unknown scheme; allowed {PROXY_ALLOWED}",
         ),
         (
-            'auth={username="u", password="s3cret", pasword="s3cret"}',
+            'auth={username="u", password="s3cretW0rd", pasword="s3cretW0rd"}',
             '--set auth=…: found an unknown name; allowed a known name; did you mean "password"?',
         ),
         (
-            'auht={username="u", token="s3cret"}',
+            'auht={username="u", token="s3cretW0rd"}',
             '--set auht=…: found an unknown name; allowed a known name; did you mean "auth"?',
         ),
         (
-            "proxies=socks5://u:s3cret@h",
+            "proxies=socks5://u:s3cretW0rd@h",
             '--set proxies=…: found an unknown name; allowed a known name; did you mean "proxy"?',
         ),
     ],

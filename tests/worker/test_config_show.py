@@ -11,11 +11,11 @@ from engine.worker.config_show import MASK, effective_values, show_config
 TEXT = """\
 [defaults]
 helo_name = "me.test"
-proxy = "socks5://user:hunter2@192.0.2.1:1080"
+proxy = "socks5://user:s3cretW0rd@192.0.2.1:1080"
 
 [defaults.auth]
 username = "bob"
-password = "hunter2"
+password = "s3cretW0rd"
 
 [[paths]]
 match = "*.example.net"
@@ -24,7 +24,7 @@ max_connections = 3
 
 [[paths]]
 match = "mx.test"
-auth = { username = "bob", password = "hunter2" }
+auth = { username = "bob", password = "s3cretW0rd" }
 
 [[routes]]
 match = "*"
@@ -88,9 +88,9 @@ def test_the_source_of_each_value_is_said(config, capsys):
 @pytest.mark.parametrize("as_json", [True, False])
 def test_secrets_are_not_shown(as_json, config, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    show_config(str(config), ['auth={username="eve",password="hunter2"}'], as_json=as_json)
+    show_config(str(config), ['auth={username="eve",password="s3cretW0rd"}'], as_json=as_json)
     text = capsys.readouterr().out
-    assert "hunter2" not in text
+    assert "s3cretW0rd" not in text
     assert MASK in text
     for secret in ("bob", "eve", "user:"):
         assert secret not in text

@@ -130,7 +130,7 @@ async def test_lmtp_is_greeted_as_such(autojump_clock):
 
 async def test_no_password_is_used(autojump_clock):
     script = PLAIN.replace("250 mx.test", "250-mx.test\nS: 250 AUTH PLAIN") + BYE
-    auth = {"username": "u", "password": "secret"}
+    auth = {"username": "u", "password": "s3cretW0rd"}
     async with scripted(script) as hosts:
         sight = await look(hosts, lead(auth=auth, auth_required=True, auth_in_clear=True))
     assert sight.trouble is None

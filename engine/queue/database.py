@@ -350,14 +350,15 @@ def _prepare(connection: apsw.Connection, path: Path, *, is_read_only: bool) -> 
 
 def _check_ours(connection: apsw.Connection, path: Path) -> int:
     """Return the number of the schema, 0 for an empty file; refuse what is not ours."""
-    owner, version, tables = (
-        int(str(connection.execute(statement).fetchall()[0][0]))
-        for statement in (
-            "pragma application_id",
-            "pragma user_version",
-            "select count(*) from sqlite_master",
+    with _one_view(connection):
+        owner, version, tables = (
+            int(str(connection.execute(statement).fetchall()[0][0]))
+            for statement in (
+                "pragma application_id",
+                "pragma user_version",
+                "select count(*) from sqlite_master",
+            )
         )
-    )
     if owner != _APPLICATION_ID and (owner, version, tables) != (0, 0, 0):
         raise StoreUnusableError(f"{path}: it is the database of another program")
     newest = len(migrations())
@@ -366,6 +367,20 @@ def _check_ours(connection: apsw.Connection, path: Path) -> int:
             f"{path}: its schema {version} is of a later release; allowed are 1 to {newest}"
         )
     return version
+
+
+@contextmanager
+def _one_view(connection: apsw.Connection) -> Iterator[None]:
+    """See one state of the file: another process may be making it meanwhile."""
+    if connection.in_transaction:
+        yield
+        return
+    connection.execute("begin")
+    try:
+        yield
+    finally:
+        if connection.in_transaction:
+            connection.execute("rollback")
 
 
 def _migrate(connection: apsw.Connection, version: int) -> None:

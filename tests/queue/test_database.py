@@ -5,9 +5,11 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from types import SimpleNamespace
 
 import apsw
 import pytest
@@ -198,6 +200,33 @@ def test_those_who_make_one_file_at_the_same_time_wait_for_each_other(tmp_path):
         for number in range(10):
             path = tmp_path / f"{number}.sqlite"
             assert set(threads.map(make, [path] * 8)) == {len(migrations())}
+
+
+def test_a_file_that_is_made_while_it_is_looked_at_is_no_stranger_s(path):
+    path.touch()
+    maker = threading.Thread(target=lambda: open_database(path).close())
+
+    class Slow:
+        """A connection whose user takes his time behind the first thing he sees."""
+
+        def __init__(self):
+            self._connection = apsw.Connection(str(path))
+
+        def __getattr__(self, name):
+            return getattr(self._connection, name)
+
+        def execute(self, statement):
+            found = list(self._connection.execute(statement))
+            if statement == "pragma application_id":
+                maker.start()
+                maker.join(0.3)
+            return SimpleNamespace(fetchall=lambda: found)
+
+    with closing(Slow()) as connection:
+        assert module._check_ours(connection, path) == 0
+    maker.join(10)
+    with closing(open_database(path)) as db:
+        assert next(db.pragma("user_version")) == len(migrations())
 
 
 # -- migrations ---------------------------------------------------------------------------------

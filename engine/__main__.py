@@ -12,7 +12,7 @@ from engine.worker.cli import cli
 
 _INTERRUPTED = 130
 #: Objects that come between two looks of the garbage collector; by default it is 700.
-_COLLECT_AFTER = 10_000
+_COLLECT_AFTER = 50_000
 #: Leaves a terminal as it was found: a live display hides the cursor.
 _SHOW_CURSOR = "\x1b[?25h"
 

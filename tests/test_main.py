@@ -61,7 +61,7 @@ async def test_the_garbage_collector_does_not_look_at_every_few_messages():
         "finally: print(gc.get_threshold()[0])"
     )
     found = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
-    assert int(found.stdout.splitlines()[-1]) == 10_000
+    assert int(found.stdout.splitlines()[-1]) == 50_000
 
 
 @pytest.mark.parametrize(

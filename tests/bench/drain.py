@@ -178,6 +178,7 @@ def drain(commands, port: int, count: int, environment=None, folder=None) -> Dra
     The first command leads a session that the others join.
     """
     script = " & ".join(shlex.join(map(str, command)) for command in commands) + " & wait"
+    os.sync()  # what those before have left for the disk is theirs
     started = time.perf_counter()
     with (
         count_at(port) as taken,
@@ -305,10 +306,9 @@ def drain_worker(folder: Path, port: int, count: int, processes: int = 1) -> Dra
     command = [sys.executable, "-m", "engine"]
     with_config = ["--config", str(configuration)]
     source = Path(__file__).parents[2]
+    here = {"PYTHONPATH": str(source)}
     # As it is where pip has put it: byte code is made when a package is installed.
-    here = {"PYTHONPATH": str(source), "PYTHONPYCACHEPREFIX": str(folder / "pycache")}
-    compiler = [sys.executable, "-m", "compileall", "-q", str(source / "engine")]
-    subprocess.run(compiler, env=dict(os.environ) | here, check=True)
+    subprocess.run([sys.executable, "-m", "compileall", "-q", source / "engine"], check=True)
     started = time.perf_counter()
     subprocess.run(
         [*command, "submit", *with_config, "--batch", str(batch)],

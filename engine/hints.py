@@ -1,7 +1,7 @@
 """What is learned about hosts and domains and may be lost at any time: the protocol.  Knows no I/O.
 
-Whoever learns something that saves work the next time (an EHLO, a TLS session, a policy) keeps it
-here and asks before doing the work again.  `engine.queue.hints` has the memories that satisfy it.
+Whoever learns something that saves work the next time (an EHLO, broken TLS, a policy) keeps it here
+and asks before doing the work again.  `engine.queue.hints` has the memories that satisfy it.
 """
 
 from __future__ import annotations

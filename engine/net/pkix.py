@@ -114,8 +114,8 @@ def verify_path(
     """Check that a chain leads to one of the anchors, and may be a TLS server's.
 
     Signatures, dates, basic constraints, name constraints and key usages are checked, and that no
-    key of an authority and no digest is weak; as authorities only RSA and the curves of NIST count.  The policy is not
-    that of browsers, which no private authority satisfies.
+    key of an authority and no digest is weak; as authorities only RSA and the curves of NIST count.
+    The policy is not that of browsers, which no private authority satisfies.
 
     Args:
         chain: The peer's own certificate, then the others as they came.

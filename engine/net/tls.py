@@ -181,7 +181,8 @@ class TlsClient:
             self._worths.pop(question, None)
             if len(self._worths) >= _MOST_WORTHS:
                 del self._worths[next(iter(self._worths))]
-            self._worths[question] = trio.current_time() + _WORTH_SECONDS, verdict
+            until = min(trio.current_time() + _WORTH_SECONDS, verdict.until)
+            self._worths[question] = until, verdict
         return verdict
 
     async def _worth(self, question: _Question, material: TlsMaterial) -> Verdict:

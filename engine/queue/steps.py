@@ -93,7 +93,7 @@ class Step:
     def spread(self, wait: float, rng: Random) -> float:
         """Return a wait with its jitter.
 
-        Mail that was deferred together must not come back together.
+        Messages that were deferred together must not come back together.
         """
         return wait * (1 + self.jitter * rng.uniform(-1, 1)) if self.jitter else wait
 

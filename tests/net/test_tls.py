@@ -598,6 +598,25 @@ async def test_a_verified_session_ends_with_its_certificate(nursery, material, a
     assert resumed == [False, False, True, False]
 
 
+async def test_what_a_certificate_is_worth_is_not_remembered_beyond_its_end(
+    nursery, material, autojump_clock, monkeypatch
+):
+    asked = []
+    verify = TlsClient.would_verify
+
+    async def would_verify(self, *args):
+        asked.append(trio.current_time())
+        return await verify(self, *args)
+
+    monkeypatch.setattr(TlsClient, "would_verify", would_verify)
+    short = make("short", INTER, names=[NAME], days=(-1, 600 / 86400))
+    client, server = TlsClient(), Server(nursery, [short, INTER, ROOT])
+    for seconds, times in [(0, 1), (500, 1), (110, 2)]:
+        await trio.sleep(seconds)
+        await start(server, OPPORTUNISTIC, material, client, resumes=False)
+        assert len(asked) == times
+
+
 async def test_a_session_is_kept_only_once_the_ticket_has_come(nursery):
     client, server = TlsClient(), Server(nursery)
     found = await client.start(

@@ -154,6 +154,21 @@ def test_unknown_keywords_are_kept_with_the_rest_of_their_line():
     assert found.keywords == {"XFOO": r"bar\xff baz more", "ETRN": ""}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"8BITMIME", b"AUTH PLAIN LOGIN", b"BINARYMIME", b"CHUNKING", b"DSN"),
+        *(b"ENHANCEDSTATUSCODES", b"IGNOREQUOTA", b"LIMITS MAILMAX=5", b"PIPELINING"),
+        *(b"PIPECONNECT", b"PIPE_CONNECT", b"X_PIPE_CONNECT", b"PRDR", b"REQUIRETLS"),
+        *(b"SIZE 1000", b"SMTPUTF8", b"STARTTLS"),
+    ],
+)
+def test_a_keyword_means_the_same_behind_any_number_of_others(line):
+    alone, behind = caps(line), caps(*(b"X%d" % number for number in range(150)), line)
+    assert replace(behind, keywords={}) == replace(alone, keywords={})
+    assert replace(alone, keywords={}) != replace(caps(), keywords={})
+
+
 def test_at_most_a_hundred_keywords_are_kept_and_those_that_mean_something():
     lines = [b"X%d" % number for number in range(150)]
     found = caps(*lines, b"PIPELINING", b"X5 again")

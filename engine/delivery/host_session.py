@@ -26,7 +26,7 @@ from engine.report import events
 from engine.security import TlsLevel
 from engine.smtp.capabilities import NO_CAPABILITIES
 from engine.smtp.command import RSET, Kind
-from engine.smtp.reply import show
+from engine.smtp.reply import Reply, show
 from engine.smtp.stages import Stage
 from engine.smtp.status import EnhancedStatusCode
 
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from engine.smtp.capabilities import Capabilities
     from engine.smtp.command import Command
     from engine.smtp.content import ContentFacts
-    from engine.smtp.reply import Reply
 
 _TLS_TROUBLE: Final = EnhancedStatusCode(4, 7, 5)
 _LOST: Final = EnhancedStatusCode(4, 4, 2)
@@ -271,8 +270,14 @@ class HostSession:
             self.is_confirmed = True
             if not opening.has_tls and self.demand.level > TlsLevel.OFF:
                 self._count("starttls-not-supported")
-            keywords = tuple(self.offered.keywords)
-            self.publish(events.SessionReady, self._site, keywords, self._hello_seconds)
+            self.publish(
+                events.SessionReady, self._site, self._shown_keywords(), self._hello_seconds
+            )
+
+    def _shown_keywords(self) -> tuple[str, ...]:
+        # With early pipelining a host has heard our password before it says them.
+        names = tuple(name.encode() for name in self.offered.keywords)
+        return tuple(name.decode() for name in self.session.shown(Reply(250, names)).lines)
 
     def _adapt(self, opening: Opening) -> None:
         """Settle how mail is sent to a host that offers this."""

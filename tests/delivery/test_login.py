@@ -372,6 +372,29 @@ async def test_a_hello_refused_with_auth_behind_it_is_asked_again_in_turn(autoju
     assert outcome.attempts == ()
 
 
+async def test_a_hello_that_repeats_the_password_tells_nobody(autojump_clock):
+    """With early pipelining a host has heard it before it answers our hello."""
+    seen = []
+    lines = OFFER.splitlines(keepends=True)
+    lines.insert(1, f"S: 250-{AUTH['password'].upper()} more\n")
+    script = f"C: EHLO me.test\nC: AUTH PLAIN {PLAIN}\nS: 220 mx.test\n" + "".join(lines)
+    options = {**IN_CLEAR, "early_pipelining": True}
+    async with scripted(script + "S: 235 ok\n" + MAIL + BYE) as hosts:
+        async with Engine(
+            settings(**options),
+            router=await static_router([MX1], "x.test"),
+            connector=hosts,
+            hints=knowing(),
+        ) as engine:
+            engine.events.watch(seen.append, events.SessionReady)
+            await engine.submit(message(A))
+            outcome = await engine.outcomes.receive()
+
+    assert told([outcome]) == delivered(A)
+    assert "****" in seen[0].keywords
+    assert AUTH["password"].lower() not in repr(seen).lower()
+
+
 async def test_a_hello_that_holds_the_password_by_chance_is_read_as_it_is(autojump_clock):
     """What is shown of it is another matter."""
     seen = []

@@ -1,7 +1,7 @@
-"""Ask the configured name servers, over UDP and where needed TCP.
+"""Ask the configured name servers, and ask again where that is worth it.
 
-The one module of this room that imports dnspython; import it where it is used, `--help` should
-not wait for it.  Retries, time limits and CNAME chains are here, memory is in
+With `engine.routing.exchange` the modules of this room that import dnspython; import it where it is
+used, `--help` should not wait for it.  Retries, time limits and CNAME chains are here, memory is in
 `engine.routing.cache`.  DNSSEC is the name server's work: a trusted one's AD bit is passed on.  Of
 the hosts file only `localhost` is known (RFC 6761 §6.3).
 """
@@ -12,12 +12,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
-import dns.asyncbackend
-import dns.asyncquery
 import dns.edns
 import dns.exception
 import dns.flags
-import dns.inet
 import dns.message
 import dns.name
 import dns.rcode
@@ -28,6 +25,7 @@ from dns.rdtypes.ANY.MX import MX
 from dns.rdtypes.ANY.TLSA import TLSA
 from dns.rdtypes.ANY.TXT import TXT
 
+from engine.routing.exchange import exchange, matching_type
 from engine.routing.nameservers import NameServer, parse_server, system_servers, trust_in
 from engine.routing.resolver import Answer, MxRecord, Record, RecordType, Resolver
 from engine.security import Tlsa
@@ -45,13 +43,13 @@ _ROUNDS: Final = 3
 #: The UDP payload that passes everywhere without fragments (the DNS flag day of 2020).
 _UDP_OCTETS: Final = 1232
 _MAX_CNAMES: Final = 8
+_NO_EDNS: Final = (dns.rcode.FORMERR, dns.rcode.NOTIMP)
 
 
 class _UnusableResponseError(Exception):
     """A response that answers nothing; the text says why."""
 
 
-_BACKEND: Final = dns.asyncbackend.get_backend("trio")
 #: What a hostile or broken server, or the way to it, can make of an exchange.
 _TROUBLE: Final = (
     _UnusableResponseError,
@@ -210,21 +208,11 @@ async def _exchange(
         payload=_UDP_OCTETS,
         flags=dns.flags.RD | (dns.flags.AD if want_dnssec else 0),
     )
-    where = (server.address, server.port)
-    family = dns.inet.af_for_address(server.address)
-    # A connected socket: nobody else's datagrams arrive, and a port where nobody listens is known
-    # at once.
-    async with await _BACKEND.make_socket(  # type: ignore[no-untyped-call]  # dnspython has no types here
-        family, trio.socket.SOCK_DGRAM, destination=where
-    ) as sock:
-        response, _ = await dns.asyncquery.udp_with_fallback(
-            query,
-            server.address,
-            port=server.port,
-            udp_sock=sock,
-            backend=_BACKEND,
-            ignore_errors=True,
-        )
+    response = await exchange(server, query)
+    if response.rcode() in _NO_EDNS and response.edns < 0:
+        # RFC 6891 §7: so answers who does not know EDNS.
+        query.use_edns(False)
+        response = await exchange(server, query)
     if response.rcode() not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
         raise _UnusableResponseError(f"answered {_rcode_text(response)}")
     # Neither its own zone nor recursion: a referral, which would read as "no such records".
@@ -285,7 +273,7 @@ def _record(rdata: Rdata) -> Record:
         case CNAME():
             return _name_text(rdata.target)
         case TLSA():
-            return Tlsa(rdata.usage, rdata.selector, rdata.mtype, rdata.cert)
+            return Tlsa(rdata.usage, rdata.selector, matching_type(rdata), rdata.cert)
         case _:
             return rdata.to_text()
 

@@ -331,10 +331,19 @@ async def _answer(fake: FakeDns, wire: bytes, *, chase: bool) -> dns.message.Mes
 def _fill(response: dns.message.Message, found: Found, ttl: int, *, chase: bool) -> None:
     import dns.name
     import dns.rcode
+    import dns.rdata
+    import dns.rdataclass
     import dns.rdatatype
     import dns.rrset
 
     def rrset(owner: dns.name.Name, rdtype: str, texts: Sequence[str]) -> dns.rrset.RRset:
+        if rdtype == "TLSA":
+            # As unknown data (RFC 3597 §3): dnspython itself makes none that are malformed.
+            kind = dns.rdatatype.TLSA
+            records = (
+                dns.rdata.GenericRdata(dns.rdataclass.IN, kind, _tlsa_octets(t)) for t in texts
+            )
+            return dns.rrset.from_rdata_list(owner, ttl, [*records])
         if rdtype == "TXT":
             texts = [_quoted(text) for text in texts]
         return dns.rrset.from_text_list(
@@ -357,6 +366,11 @@ def _fill(response: dns.message.Message, found: Found, ttl: int, *, chase: bool)
     response.authority.append(rrset(dns.name.root, "SOA", [soa]))
     if found.status == "no-such-name":
         response.set_rcode(dns.rcode.NXDOMAIN)
+
+
+def _tlsa_octets(text: str) -> bytes:
+    *numbers, data = text.split()
+    return bytes(map(int, numbers)) + bytes.fromhex(data)
 
 
 def _quoted(text: str) -> str:

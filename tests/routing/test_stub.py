@@ -73,6 +73,42 @@ async def test_records_of_each_type(name, rdtype, records, serve):
     assert (answer.status, answer.records) == ("ok", records)
 
 
+async def test_a_tlsa_record_that_is_malformed_is_read_and_leaves_the_others_readable(serve):
+    held = [
+        "3 1 1 abcd",
+        "3 1 2 " + "ef" * 32,
+        "3 1 1 " + "ab" * 32,
+        "3 1 129 " + "ab" * 32,
+        "3 1 255 ab",
+    ]
+    resolver = DnsResolver(
+        [await serve(FakeDns({"_25._tcp.mx.test": {"TLSA": held}}, authentic=True))]
+    )
+
+    answer = await resolver.tlsa("_25._tcp.mx.test")
+
+    assert answer.authentic
+    assert {f"{u} {s} {m} {data.hex()}" for u, s, m, data in answer.records} == set(held)
+
+
+async def test_a_server_that_does_not_know_edns_is_asked_without(nursery):
+    asked = []
+
+    async def respond(query):
+        asked.append(query.edns)
+        if query.edns < 0:
+            return [answer_to(query).to_wire()]
+        response = dns.message.Message(query.id)  # such servers leave even the question out
+        response.flags = dns.flags.QR
+        response.set_rcode(dns.rcode.FORMERR)
+        return [response.to_wire()]
+
+    resolver = DnsResolver([await nursery.start(serve_datagrams, respond)])
+
+    assert (await resolver.mx("example.test")).records == (MxRecord(10, "mx.test"),)
+    assert asked == [0, -1]
+
+
 async def test_the_strings_of_a_txt_record_are_one_text(serve):
     long = 'v=STSv1; "x\\y"; ' + "z" * 300
     address = await serve({"t.test": {"TXT": [long, ""]}})

@@ -186,8 +186,10 @@ class DeliveryTask:
                         trio.current_time() - started,
                     )
                 )
-        if self.attempt is not None:
-            self.attempt.report_all(verdict, trio.current_time(), Carriage(peer))
+        if (attempt := self.attempt) is not None:
+            if verdict.stage is Stage.POLICY and attempt.walk is not None:
+                attempt.walk.blame_name(candidate)
+            attempt.report_all(verdict, trio.current_time(), Carriage(peer))
 
 
 _NO_ADDRESS = EnhancedStatusCode(5, 4, 4)

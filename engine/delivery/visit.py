@@ -190,6 +190,8 @@ class Visit:
         if not (is_turned_away and self._pool.spare(candidate, task, refusal.cause)):
             self._pool.rest_after(candidate, refusal)
         if (attempt := task.attempt) is not None:
+            if refusal.stage in (Stage.STARTTLS, Stage.TLS) and attempt.walk is not None:
+                attempt.walk.blame_name(candidate)
             host.report_all(attempt, refuse_without_tls(attempt.message, refusal, host.peer))
 
     # -- the connection ---------------------------------------------------------------------

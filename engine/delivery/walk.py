@@ -18,7 +18,8 @@ class Walk:
     The rule is the reference client's: `limit` addresses are tried; from then on only the first
     address of each further MX preference, so that a backup host is reached however many addresses
     the best hosts have; `hard_limit` addresses in all.  A static list of hosts has no preferences
-    to jump to, so `limit` ends it.
+    to jump to, so `limit` ends it.  An address that is met again under another name is passed over,
+    except where it was the name that failed.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Walk:
             self._hard_limit = min(self._hard_limit, self._limit)
         self._tried = 0
         self._last_preference: int | None = None
+        self._passed_over: dict[Candidate, list[Candidate]] = {}
 
     def peek(self) -> Candidate | HostFailure | None:
         """Return who is next, `None` at the end of the walk."""
@@ -105,3 +107,26 @@ class Walk:
         if isinstance(step, Candidate):
             self._tried += 1
             self._last_preference = step.preference
+            self._pass_over(step)
+
+    def _pass_over(self, candidate: Candidate) -> None:
+        place = candidate.address, candidate.port
+        others = [
+            other
+            for other in self._steps
+            if isinstance(other, Candidate)
+            and (other.address, other.port) == place
+            and other.host != candidate.host
+            and other.address is not None
+        ]
+        if others:
+            self._steps = [step for step in self._steps if step not in others]
+            self._passed_over.setdefault(candidate, []).extend(others)
+
+    def blame_name(self, candidate: Candidate) -> None:
+        """Account for a candidate that failed for its name: its address may do under another one.
+
+        Policies and certificates are a name's.
+        """
+        self._steps += self._passed_over.pop(candidate, ())
+        self._steps.sort(key=lambda step: step.preference)

@@ -187,7 +187,7 @@ def build_route(
     is_secure: bool = False,
     aliases: tuple[str, ...] = (),
 ) -> Route:
-    """Return the route over hosts in order; an address met again is left out.
+    """Return the route over hosts in order.
 
     Preferences are numbered from 0: that one domain says 10 and 20 where another says 5 and 50 of
     the same hosts means the same, and their mail shares connections.
@@ -203,7 +203,7 @@ def build_route(
         preference: rank
         for rank, preference in enumerate(sorted({host.preference for host in hosts}))
     }
-    candidates: dict[tuple[str, int | None], Candidate] = {}
+    candidates: dict[tuple[str, str | None, int | None], Candidate] = {}
     for host in hosts:
         for address in (None,) if host.is_unix else host.addresses:
             candidate = Candidate(
@@ -214,7 +214,7 @@ def build_route(
                 host.canonical,
                 host.is_secure,
             )
-            candidates.setdefault((address or host.name, host.port), candidate)
+            candidates.setdefault((host.name, address, host.port), candidate)
     return Route(
         site=site_name((host.name, host.port) for host in hosts),
         candidates=tuple(candidates.values()),

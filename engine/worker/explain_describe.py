@@ -304,7 +304,7 @@ def _note(host: Host, survey: Survey) -> str | None:
 
 def _why_not(candidate: Candidate | None, finding: Finding) -> str:
     """Say why an address that could be used is not among those that would be tried."""
-    if candidate is None:
+    if candidate is None or any(_is_one_place(candidate, step) for step in finding.steps):
         return "the same address as that of a host before it"
     settings = finding.settings
     if candidate.address is not None:
@@ -312,6 +312,13 @@ def _why_not(candidate: Candidate | None, finding: Finding) -> str:
         if family not in allowed:
             return f"address_family is {settings.address_family}"
     return f"beyond max_hosts_tried ({settings.max_hosts_tried})"
+
+
+def _is_one_place(candidate: Candidate, step: Candidate | HostFailure) -> bool:
+    place = candidate.address, candidate.port
+    return (
+        isinstance(step, Candidate) and place[0] is not None and place == (step.address, step.port)
+    )
 
 
 def _sts(owner: str, found: StsFinding) -> StsFact:

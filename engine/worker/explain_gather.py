@@ -29,10 +29,10 @@ from engine.routing.policy import Policies
 from engine.routing.sender_rules import policy_domain
 from engine.routing.sts_fetch import StsFetcher, dial_by
 from engine.routing.sts_store import StsPolicies
-from engine.security import MessageTls
+from engine.security import HostRefused, MessageTls
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from random import Random
 
     from engine.hints import Hints
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from engine.routing.policy import StsSource
     from engine.routing.resolver import Resolver
     from engine.routing.router import Router, Survey
-    from engine.security import HostRefused, TlsDemand
+    from engine.security import TlsDemand
     from engine.settings import Settings
 
 #: Places of one domain that are looked into at the same time.
@@ -165,7 +165,7 @@ class Scout:
             return Finding(domain, survey, table.matching(domain=domain, site=""), by_domain)
         rules = table.matching(domain=domain, site=route.site)
         settings = table.settings(rules)
-        steps = walk_through(route, settings, self._rng)
+        order = plan(route, settings.address_family, self._rng)
         found: dict[Candidate, Lead] = {}
         policies: dict[str, StsFinding] = {}
         limiter = trio.CapacityLimiter(_AT_ONCE)
@@ -177,9 +177,14 @@ class Scout:
         async def look_up(owner: str) -> None:
             policies[owner] = await self._policy_of(owner)
 
-        async with trio.open_nursery() as nursery:
-            for candidate in steps:
-                if isinstance(candidate, Candidate):
+        # Who comes next depends on what policies say of those before.
+        while True:
+            steps = _walk_through(order, route, settings, found)
+            fresh = [step for step in steps if isinstance(step, Candidate) and step not in found]
+            if not fresh:
+                break
+            async with trio.open_nursery() as nursery:
+                for candidate in fresh:
                     nursery.start_soon(look_into, candidate)
         leads = [found[step] for step in steps if isinstance(step, Candidate)]
         async with trio.open_nursery() as nursery:
@@ -251,12 +256,15 @@ class Scout:
         )
 
 
-def walk_through(
-    route: Route, settings: Settings, rng: Random
+def _walk_through(
+    order: Sequence[Candidate],
+    route: Route,
+    settings: Settings,
+    found: Mapping[Candidate, Lead],
 ) -> Sequence[Candidate | HostFailure]:
     """Return whom one delivery attempt would try, in order, if each of them failed."""
     walk = Walk(
-        plan(route, settings.address_family, rng),
+        order,
         route.failures,
         limit=settings.max_hosts_tried,
         hard_limit=settings.max_hosts_tried_hard,
@@ -265,5 +273,8 @@ def walk_through(
     steps = []
     while (step := walk.peek()) is not None:
         walk.take(step)
+        lead = found.get(step) if isinstance(step, Candidate) else None
+        if lead is not None and isinstance(lead.verdict, HostRefused):
+            walk.blame_name(lead.candidate)
         steps.append(step)
     return steps

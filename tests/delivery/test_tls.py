@@ -16,6 +16,7 @@ from engine.outcome import Peer, TlsFacts
 from engine.queue.hints import MemoryHints
 from engine.report import events
 from engine.smtp.reply import Reply
+from engine.testing.dns import FakeDns
 from tests.certificates import make, server_context
 from tests.delivery.helpers import (
     CONTENT,
@@ -466,3 +467,43 @@ async def test_a_large_content_goes_over_tls_in_pieces(drip):
 
     assert told([outcome]) == delivered(A)
     assert hosts.contents == [CONTENT + b"\r\n" + large]
+
+
+# ---- hosts that share an address -----------------------------------------------------------------
+
+SHARED = {"MX": ["10 b.test", "20 a.test"]}
+SHARED_ZONE = {"x.test": SHARED, "a.test": {"A": [MX1]}, "b.test": {"A": [MX1]}}
+
+
+async def test_an_address_is_tried_under_the_name_that_its_certificate_has(trusted):
+    shown = make("a.test", ROOT, names=["a.test"])
+    options = {"tls": "verify", "tls_ca_file": str(trusted)}
+    script = STARTED + NEXT + STARTED + AGAIN + MAIL + BYE
+    async with scripted(script, ssl_context=context([shown])) as hosts:
+        resolver = FakeDns(SHARED_ZONE)
+        (outcome,) = await deliver(hosts, message(A), resolver=resolver, options=options)
+
+    assert told([outcome]) == delivered(A)
+    assert outcome.peer is not None
+    assert outcome.peer.host == "a.test"
+    assert [(tried.host, tried.cause) for tried in outcome.attempts] == [("b.test", "tls")]
+
+
+async def test_an_address_is_tried_under_the_name_that_a_policy_lets_through():
+    dns = FakeDns({**SHARED_ZONE, "_25._tcp.b.test": {"TLSA": "SERVFAIL"}}, authentic=True)
+    async with (
+        scripted(STARTED + AGAIN + MAIL + BYE, ssl_context=context()) as hosts,
+        Engine(settings(), resolver=dns, own_addresses=(), connector=hosts) as engine,
+    ):
+        await engine.submit(message(A))
+        outcome = await engine.outcomes.receive()
+
+    assert told([outcome]) == delivered(A)
+    assert [(tried.host, tried.stage) for tried in outcome.attempts] == [("b.test", "policy")]
+
+
+async def test_an_address_that_refuses_mail_is_not_asked_again_under_another_name():
+    async with scripted("S: 450 4.3.2 later\nC: QUIT\nS: 221 bye\n") as hosts:
+        (outcome,) = await deliver(hosts, message(A), resolver=FakeDns(SHARED_ZONE))
+
+    assert (outcome.status, outcome.attempts) == ("deferred", ())

@@ -171,3 +171,39 @@ def test_a_static_list_ends_at_the_limit_for_it_has_no_preferences_to_jump_to():
     walk = Walk(listed, limit=2, hard_limit=50, is_static=True)
 
     assert took(walk) == listed[:2]
+
+
+MX1 = Candidate("mx1.test", "192.0.2.1", None, 0)
+MX2 = Candidate("mx2.test", "192.0.2.1", None, 1)
+MX3 = Candidate("mx3.test", "192.0.2.1", 2525, 1)
+
+
+def test_an_address_under_another_name_is_passed_over():
+    assert took(Walk([MX1, MX2, MX3], limit=5, hard_limit=50)) == [MX1, MX3]
+
+
+def test_an_address_is_tried_under_another_name_where_the_name_was_to_blame():
+    walk = Walk([MX1, MX2, MX3], limit=5, hard_limit=50)
+
+    walk.take(MX1)
+    walk.blame_name(MX1)
+    walk.blame_name(MX1)
+
+    assert took(walk) == [MX3, MX2]
+
+
+def test_what_was_given_back_still_stands_for_its_other_names():
+    walk = Walk([MX1, MX2], limit=5, hard_limit=50)
+
+    walk.take(MX1)
+    walk.give_back(MX1)
+    assert took(walk) == [MX1]
+    walk.blame_name(MX1)
+
+    assert took(walk) == [MX2]
+
+
+def test_unix_sockets_are_not_one_place():
+    sockets = [Candidate(f"unix:/run/{name}", None) for name in "ab"]
+
+    assert took(Walk(sockets, limit=5, hard_limit=50)) == sockets

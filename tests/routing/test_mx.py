@@ -227,16 +227,19 @@ class TestBuildRoute:
         assert build_route(one).site == build_route(other).site
         assert build_route(one).order != build_route(other).order
 
-    def test_an_address_that_is_met_again_is_dropped(self):
+    def test_an_address_that_is_met_again_is_dropped_under_the_same_name_only(self):
+        """Its certificate and policies are a name's."""
         route = build_route(
             [
                 Host("a.test", 10, addresses=("192.0.2.1",)),
                 Host("b.test", 20, addresses=("192.0.2.1", "192.0.2.2")),
+                Host("a.test", 30, addresses=("192.0.2.1",)),
             ]
         )
 
         assert [(c.host, c.address) for c in route.candidates] == [
             ("a.test", "192.0.2.1"),
+            ("b.test", "192.0.2.1"),
             ("b.test", "192.0.2.2"),
         ]
 

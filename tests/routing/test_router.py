@@ -90,7 +90,9 @@ async def test_a_domain_is_routed_to_its_mx_hosts():
             id="a CNAME as MX target is followed",
         ),
         pytest.param(
-            "same-address.test", ["0 mx2.example.test 192.0.2.2"], id="an address counts once"
+            "same-address.test",
+            ["0 mx2.example.test 192.0.2.2", "1 twin.test 192.0.2.2"],
+            id="an address counts for each of its names",
         ),
         pytest.param(
             "backup.test",

@@ -113,6 +113,18 @@ async def test_a_policy_is_found_and_refuses_a_host_it_does_not_name(autojump_cl
     assert isinstance(lead.verdict, HostRefused)
 
 
+async def test_an_address_comes_again_under_the_name_that_the_policy_knows(autojump_clock):
+    hints, zone = policy("enforce", "b.test", domain="x.test")
+    hosts = {"MX": ["10 a.test", "20 b.test", "30 c.test"]}
+    zone = {**zone, "x.test": hosts} | {f"{it}.test": {"A": ["192.0.2.1"]} for it in "abc"}
+    finder, *_ = scout(zone, hints=hints)
+
+    finding = await finder.find("x.test")
+
+    assert places(finding) == [("a.test", "192.0.2.1"), ("b.test", "192.0.2.1")]
+    assert [type(lead.verdict) for lead in finding.leads] == [HostRefused, TlsDemand]
+
+
 async def test_a_static_route_has_the_policies_of_its_hosts(autojump_clock):
     hints, zone = policy("enforce", "mx.one.test", domain="mx.one.test")
     finder, *_ = scout(zone, hints=hints, routes=[("*", ["mx.one.test", "mx2.x.test"])])

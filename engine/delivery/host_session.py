@@ -231,6 +231,8 @@ class HostSession:
         try:
             trouble: Trouble | None = await step()
         except SessionLost as ending:
+            if ending.alert and self._has_heard_nothing_over_tls:
+                return self._no_tls(TlsFailed.from_alert(self.peer, ending.alert))
             trouble = lost(
                 ending,
                 # With nothing owed: nothing was to follow what was heard last.
@@ -252,6 +254,11 @@ class HostSession:
         if trouble.stage is Stage.STARTTLS:
             self._count("starttls-not-supported", trouble.detail)
         return judge(trouble, self.peer)
+
+    @property
+    def _has_heard_nothing_over_tls(self) -> bool:
+        last = self.session.last_heard
+        return self._has_tls and (last is None or last.kind is Kind.STARTTLS)
 
     def _note_lost(self, ending: SessionLost) -> None:
         if self._connection is not None and self.session.is_silent:

@@ -36,6 +36,7 @@ import trio
 from engine.delivery.parcel import CONTENT_KINDS, Parcel, Window, ends_content
 from engine.delivery.session_terms import SessionLost
 from engine.delivery.unconnected import UNCONNECTED
+from engine.net.tls_errors import alert_in
 from engine.nursery import tasks_beside
 from engine.outcome import Cause
 from engine.smtp.command import STAGES, STARTTLS, Command, Kind
@@ -559,6 +560,8 @@ class Session:
     def _unreadable(self, error: Exception) -> None:
         if self.loss is None:
             self._lose(Cause.CLOSED, self._write_error or _reason(error))
+            assert self.loss is not None
+            self.loss.alert = alert_in(error.__cause__)
 
     def _received(self, octets: bytes) -> None:
         connection = self._connection

@@ -64,6 +64,8 @@ class SessionLost(Exception):  # noqa: N818 - an ending, not an error of ours
         command: The oldest command without a reply, `None` when nothing was owed.
         detail: More for a person: the operating system's words, or what was no reply.
         reply: The unsolicited 421.
+        alert: What the peer said in TLS in place of going on (RFC 8446 §6.2), in OpenSSL's words;
+            empty where it said nothing of the kind.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class SessionLost(Exception):  # noqa: N818 - an ending, not an error of ours
         self.command = command
         self.detail = detail
         self.reply = reply
+        self.alert = ""
 
     def add_remark(self, remark: str) -> None:
         """Add to the detail what else a person should know."""

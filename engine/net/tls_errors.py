@@ -37,6 +37,7 @@ _HINTS: Final[Mapping[str, str]] = {
     "unsupported protocol": "the peer has only versions of TLS that are too old",
     "tlsv1 alert protocol version": "the peer has no version of TLS that we have",
     "sslv3 alert handshake failure": "the peer agrees to none of our ciphers and versions",
+    "tlsv13 alert certificate required": "the peer wants a certificate of ours",
 }
 
 
@@ -114,16 +115,23 @@ class TlsFailed(EngineError):  # noqa: N818 - an expected result, read aloud: "T
         """Make one of a handshake that came to nothing."""
         if isinstance(error, ssl.SSLCertVerificationError):
             return cls.from_unverified(peer, Unverified.from_openssl(error))
-        words = describe(error)
-        hint = _HINTS.get(words)
-        reason = words if hint is None else f"{hint} ({words})"
-        return cls(peer, Cause.TLS, reason, result="validation-failure", clear_may_help=True)
+        return cls.from_alert(peer, describe(error))
 
     @classmethod
     def from_reply(cls, peer: Peer) -> TlsFailed:
         """Make one of a reply in clear in place of TLS."""
         reason = "the peer does not answer with TLS, but with a reply in clear"
         return cls(peer, Cause.TLS, reason, result="validation-failure", was_reply=True)
+
+    @classmethod
+    def from_alert(cls, peer: Peer, words: str) -> TlsFailed:
+        """Make one of OpenSSL's words for what went wrong, also behind the handshake.
+
+        With TLS 1.3 a peer finds our certificate wanting, or missing, when we are done already.
+        """
+        hint = _HINTS.get(words)
+        reason = words if hint is None else f"{hint} ({words})"
+        return cls(peer, Cause.TLS, reason, result="validation-failure", clear_may_help=True)
 
     @classmethod
     def from_unverified(cls, peer: Peer, error: Unverified) -> TlsFailed:
@@ -142,6 +150,16 @@ class TlsFailed(EngineError):  # noqa: N818 - an expected result, read aloud: "T
             result="validation-failure",
             clear_may_help=True,
         )
+
+
+def alert_in(error: BaseException | None) -> str:
+    """Return OpenSSL's words for the peer's alert, empty where an error is none.
+
+    Behind the handshake nobody in between can say it.
+    """
+    if isinstance(error, ssl.SSLError) and "_ALERT_" in (error.reason or ""):
+        return describe(error)
+    return ""
 
 
 def describe(error: ssl.SSLError) -> str:

@@ -5,6 +5,7 @@ In real time: making a context takes a thread, which virtual time does not wait 
 
 from __future__ import annotations
 
+import ssl
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,7 +34,6 @@ from tests.delivery.helpers import (
 )
 
 if TYPE_CHECKING:
-    import ssl
     from pathlib import Path
 
 A, B = "a@x.test", "b@x.test"
@@ -467,6 +467,60 @@ async def test_a_large_content_goes_over_tls_in_pieces(drip):
 
     assert told([outcome]) == delivered(A)
     assert hosts.contents == [CONTENT + b"\r\n" + large]
+
+
+async def want_our_certificate(stream, ssl_context):
+    """Serve STARTTLS as servers do that ask for a certificate; without TLS take any mail."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = ssl_context.wrap_bio(incoming, outgoing, server_side=True)
+    await stream.send_all(b"220 mx.test\r\n")
+    while line := await stream.receive_some():
+        if line.startswith(b"EHLO"):
+            await stream.send_all(b"250-mx.test\r\n250 STARTTLS\r\n")
+        elif line.startswith(b"STARTTLS"):
+            await stream.send_all(b"220 go on\r\n")
+            break
+        else:
+            word = line[:4].upper()
+            answer = {b"DATA": b"354 go on", b"QUIT": b"221 bye"}.get(word, b"250 ok")
+            await stream.send_all(answer + b"\r\n")
+    while octets := await stream.receive_some():
+        incoming.write(octets)
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            await stream.send_all(outgoing.read())
+        except ssl.SSLError:
+            await stream.send_all(outgoing.read())  # the alert
+            return
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=str)
+@pytest.mark.parametrize("level", ["opportunistic", "require"])
+async def test_a_peer_that_misses_our_certificate_has_no_tls_for_us(version, level, nursery):
+    """With TLS 1.3 it says so when our side of the handshake is done."""
+    ssl_context = server_context([GOOD], version=version)
+    ssl_context.verify_mode = ssl.CERT_REQUIRED
+
+    async def serve(stream):
+        async with stream:
+            await want_our_certificate(stream, ssl_context)
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    nursery.start_soon(trio.serve_listeners, serve, listeners)
+    host = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+    async with Engine(settings(tls=level), routes=[("*", [host])]) as engine:
+        await engine.submit(message(A))
+        outcome = await engine.outcomes.receive()
+
+    if level == "opportunistic":
+        assert told([outcome]) == delivered(A)
+        assert outcome.features.tls is None
+    else:
+        assert (outcome.status, outcome.stage, outcome.cause) == ("deferred", "tls", "tls")
+        assert "start TLS with" in outcome.text
+        if version is ssl.TLSVersion.TLSv1_3:
+            assert "the peer wants a certificate of ours" in outcome.text
 
 
 # ---- hosts that share an address -----------------------------------------------------------------

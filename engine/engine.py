@@ -20,6 +20,7 @@ from engine.delivery.shared import Shared
 from engine.dispatch import Dispatcher
 from engine.errors import ConfigError
 from engine.net.connector import Connector
+from engine.net.port import refuse_unknown_services
 from engine.net.tls import TlsClient
 from engine.nursery import tasks_beside
 from engine.outcomes import Outcomes, Seats
@@ -158,6 +159,11 @@ class Engine:
         else:
             table = SettingsTable(settings or Settings())
         refuse_contradictions(table)
+        overrides = {f"paths[{n}] {rule.match}": rule for n, rule in enumerate(table.rules)}
+        refuse_unknown_services(
+            {"port": table.defaults.port}
+            | {f"{place}: port": rule.overrides.get("port") for place, rule in overrides.items()}
+        )
         self._clock = clock
         self._recorder = Recorder()
         self._seats = Seats(max_in_flight)

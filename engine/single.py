@@ -20,7 +20,7 @@ from engine.delivery.session import run_session
 from engine.delivery.shared import Path, Shared
 from engine.errors import EngineError
 from engine.net.errors import ConnectFailed
-from engine.net.port import port_for
+from engine.net.port import port_for, refuse_unknown_services
 from engine.net.tls import TlsClient
 from engine.outcome import Outcome, Peer
 from engine.paths import SettingsTable, refuse_contradictions
@@ -145,6 +145,7 @@ async def open_session(
     settings = settings or Settings()
     table = SettingsTable(settings)
     refuse_contradictions(table)
+    refuse_unknown_services({"port": settings.port})
     if names_files(table):
         await trio.to_thread.run_sync(refuse_bad_files, table)
     path = Path.of(settings)

@@ -12,8 +12,10 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from engine.engine import Engine
-from engine.errors import EngineClosedError
+from engine.errors import ConfigError, EngineClosedError
 from engine.outcome import Cause, Outcome, Status
+from engine.paths import PathRule, SettingsTable
+from engine.settings import Settings
 from engine.testing.script import parse_script
 from engine.testing.server import play
 from engine.testing.sink import open_sink
@@ -68,6 +70,15 @@ async def test_outcomes_end_with_the_engine(autojump_clock):
             await engine.submit(message())
 
     assert len(found) == 1
+
+
+def test_a_port_that_is_no_service_is_refused_before_anything_runs():
+    table = SettingsTable(Settings(), [PathRule("x.test", {"port": "nope"})])
+
+    with pytest.raises(ConfigError, match=r'^paths\[0\] x\.test: port: found "nope"; allowed'):
+        Engine(table)
+    with pytest.raises(ConfigError, match=r'^port: found "nope"; allowed'):
+        Engine(Settings(port="nope"))
 
 
 async def test_an_engine_can_be_entered_once(autojump_clock):

@@ -109,6 +109,9 @@ async def test_what_is_no_host_and_what_cannot_hold_together_is_refused_before_c
     with pytest.raises(ConfigError, match="dane"):
         async with open_session(Connector(), "mx.test", settings=bad):
             pass
+    with pytest.raises(ConfigError, match='port: found "nope"'):
+        async with open_session(Connector(), "mx.test", settings=Settings(port="nope")):
+            pass
     with pytest.raises(ConfigError, match="tls_ca_file"):
         async with open_session(Connector(), "mx.test", settings=Settings(tls_ca_file="/none")):
             pass

@@ -6,7 +6,12 @@ import re
 import socket
 from typing import TYPE_CHECKING, Final
 
+from engine.errors import ConfigError
+from engine.showing import show
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from engine.net.options import ConnectOptions
     from engine.route import Candidate
 
@@ -32,6 +37,27 @@ def resolve_port(port: int | str) -> int:
             " nor the name of a TCP service known on this machine"
         )
     return number
+
+
+def refuse_unknown_services(ports: Mapping[str, object]) -> None:
+    """Refuse settings that name a service which this machine does not know.
+
+    Args:
+        ports: Where each is set, and what is; what is no text is passed over.
+
+    Raises:
+        ConfigError: A problem for each of them.
+    """
+    problems = []
+    for place, port in ports.items():
+        try:
+            if isinstance(port, str):
+                resolve_port(port)
+        except ValueError:
+            allowed = "a number from 1 to 65535 or a TCP service that this host knows"
+            problems.append(f"{place}: found {show(port)}; allowed {allowed}")
+    if problems:
+        raise ConfigError(*problems)
 
 
 def port_for(candidate: Candidate, options: ConnectOptions) -> int | None:

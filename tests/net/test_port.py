@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.errors import ConfigError
 from engine.net.options import ConnectOptions
-from engine.net.port import port_for, resolve_port
+from engine.net.port import port_for, refuse_unknown_services, resolve_port
 from engine.route import Candidate
 
 
@@ -73,3 +74,17 @@ def test_a_candidates_port_out_of_range_is_refused():
 
 def test_a_unix_socket_has_no_port():
     assert port_for(Candidate("unix:/run/lmtp", None), ConnectOptions(port=24)) is None
+
+
+def test_services_that_are_not_known_are_refused_with_their_places():
+    refuse_unknown_services(
+        {"port": "smtp", "paths[0] x.test: port": 2525, "paths[1] *: port": None}
+    )
+
+    with pytest.raises(ConfigError) as caught:
+        refuse_unknown_services({"port": "nope", "paths[1] x.test: port": "no service"})
+    allowed = "allowed a number from 1 to 65535 or a TCP service that this host knows"
+    assert caught.value.problems == (
+        f'port: found "nope"; {allowed}',
+        f'paths[1] x.test: port: found "no service"; {allowed}',
+    )

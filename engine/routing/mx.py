@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from engine.routing.resolver import Answer, Family, MxRecord
 
 #: How many hosts of a domain, and addresses of a host, are considered.  The largest providers
-#: publish a dozen; the bounds are there for who publishes thousands.
-MAX_HOSTS: Final = 30
+#: publish a dozen; the bounds are there for who publishes thousands.  Hosts: as many as are tried
+#: in one attempt (`max_hosts_tried_hard`).
+MAX_HOSTS: Final = 50
 MAX_ADDRESSES: Final = 30
 
 
@@ -145,10 +146,10 @@ def is_ourselves(host: Host, own_names: frozenset[str], local_addresses: frozens
 
     Args:
         host: It, with its addresses.
-        own_names: What this host is called, lower-case.
+        own_names: What this host is called, lower-case; it may stand behind CNAMEs.
         local_addresses: As in `is_local`.
     """
-    return host.name in own_names or any(
+    return not own_names.isdisjoint((host.name, host.canonical)) or any(
         is_local(address, local_addresses) for address in host.addresses
     )
 

@@ -44,12 +44,12 @@ class TestReadMx:
     def test_no_mx_records_make_the_domain_its_own_host(self):
         assert read_mx("x.test", Answer("no-data")) == (Host("x.test", 0),)
 
-    def test_thirty_hosts_are_considered_the_best_first(self):
+    def test_fifty_hosts_are_considered_the_best_first(self):
         answer = mx(*((100 - number, f"mx{number}.test") for number in range(100)))
 
         hosts = read_mx("x.test", answer)
 
-        assert [host.preference for host in hosts] == list(range(1, 31))
+        assert [host.preference for host in hosts] == list(range(1, 51))
 
     def test_an_ip_address_in_place_of_a_host_name_is_a_failed_host(self):
         hosts = read_mx("x.test", mx((10, "192.0.2.1"), (20, "mx.test")))
@@ -168,6 +168,12 @@ class TestCutAtOurselves:
 
     def test_our_name_cuts_off_even_without_addresses(self):
         assert self.cut({"d.test"}, frozenset()) == self.HOSTS[:3]
+
+    def test_our_name_behind_an_alias_is_ours(self):
+        alias = Host("alias.test", 10, addresses=("192.0.2.1",), canonical="me.test")
+
+        assert is_ourselves(alias, frozenset({"me.test"}), frozenset())
+        assert not is_ourselves(alias, frozenset({"you.test"}), frozenset())
 
     def test_the_best_of_our_hosts_decides(self):
         assert self.cut({"d.test", "a.test"}, LOCAL) == ()

@@ -223,10 +223,10 @@ async def test_where_the_hosts_come_from(domain, more, way, autojump_clock):
     assert (found.kind, found.rule, found.alias, found.is_signed, found.seconds) == way
 
 
-async def test_who_publishes_thousands_of_records_is_shown_with_thirty(autojump_clock):
+async def test_who_publishes_thousands_of_records_is_shown_with_fifty(autojump_clock):
     zone = {"x.test": {"MX": [f"{number} mx{number}.test" for number in range(100)]}}
     found = await explained("x.test", {**zone, "mx0.test": {"A": ["192.0.2.1"]}})
-    assert (len(found.way.records), found.way.count) == (30, 100)
+    assert (len(found.way.records), found.way.count) == (50, 100)
 
 
 # ---- settings ------------------------------------------------------------------------------------

@@ -164,8 +164,8 @@ _WHERE_AND_HOW = (
         type=SetType(),
         multiple=True,
         metavar="KEY=VALUE",
-        help="One setting over those of the configuration; repeatable. The value is read as TOML, else "
-        "taken as text.",
+        help="One setting, for all hosts: over those of the configuration, [[paths]] included; "
+        "repeatable. The value is read as TOML, else taken as text.",
     ),
     click.option(
         "--state",

@@ -25,6 +25,7 @@ from engine.message import Message, Recipient
 from engine.smtp.errors import ContentError
 from engine.worker.batch import Wishes
 from engine.worker.desk import too_large
+from engine.worker.descriptors import occupy_standard_descriptors
 from engine.worker.exits import Exit
 from engine.worker.headers import (
     completed,
@@ -113,6 +114,7 @@ def sendmail(
 
 def main() -> None:
     """Be the console script `delivery-engine-sendmail`, by whatever name it is called."""
+    occupy_standard_descriptors()
     try:
         status = sendmail(sys.argv[1:], name=Path(sys.argv[0]).name)
     except KeyboardInterrupt:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 #: A process whose parent was killed may take so long to leave its store to another, in seconds.
 _PATIENCE: Final = 15.0
 
+_STDERR: Final = 2
+
 _log = logging.getLogger("engine.worker")
 
 
@@ -66,7 +68,7 @@ def run_worker(options: RunOptions) -> int:
 
 
 async def _run(options: RunOptions, config: Config) -> int:
-    async with open_output(sys.stderr.fileno()) as stderr:
+    async with open_output(_STDERR) as stderr:
         log = ProcessLog(stderr, config.worker.log)
         with log.hear_modules():
             return await _Starter(options, config, log).run()
@@ -156,5 +158,4 @@ class _Starter:
         self._is_ready = True
         # Nobody may be reading it.
         with suppress(OSError):
-            sys.stdout.write(f"ready: {text}\n")
-            sys.stdout.flush()
+            print(f"ready: {text}", flush=True)

@@ -405,9 +405,9 @@ def _mechanisms(value: object) -> tuple[str, ...]:
     # A password may stand here by mistake, so nothing of it is shown.
     if not isinstance(value, str | list | tuple):
         raise _refusal(f"a value of type {type(value).__name__}", allowed)
-    names = []
+    names: list[str] = []
     for place, item in enumerate(_items(value, allowed), 1):
-        name = item.upper() if isinstance(item, str) and item.isascii() else None
+        name = item.upper() if isinstance(item, str) and item.isascii() else ""
         if name not in MECHANISMS:
             where = "" if isinstance(value, str) else f" in place {place}"
             raise _refusal(f"an unknown name{where}", allowed)
@@ -431,9 +431,9 @@ class Auth(BaseModel):
     #: The password itself.
     password: Annotated[SecretStr | None, _optional(_password)] = None
     #: A file that holds the password; read when a connection needs it, so it can be changed.
-    password_file: Annotated[
-        str | None, _optional(_unshown(_text(_PRINTABLE, "a file name")))
-    ] = None
+    password_file: Annotated[str | None, _optional(_unshown(_text(_PRINTABLE, "a file name")))] = (
+        None
+    )
     #: A command that prints a token (OAuth 2.0); run without a shell.  From Python an asynchronous
     #: function that returns one will do.  Never shown: its words may hold a secret.
     token_command: Annotated[

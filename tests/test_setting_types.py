@@ -336,7 +336,7 @@ def test_auth_takes_one_of_three_secrets():
         (
             {"username": "a\nb", "password": 5},
             [
-                'auth.username: found a text with control characters; allowed a user name',
+                "auth.username: found a text with control characters; allowed a user name",
                 "auth.password: found an empty text or no text; allowed a password",
             ],
         ),

@@ -24,8 +24,8 @@ from engine.content import from_octets
 from engine.message import Message, Recipient
 from engine.smtp.errors import ContentError
 from engine.worker.batch import Wishes
-from engine.worker.desk import too_large
 from engine.worker.descriptors import occupy_standard_descriptors
+from engine.worker.desk import too_large
 from engine.worker.exits import Exit
 from engine.worker.headers import (
     completed,

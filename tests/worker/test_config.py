@@ -602,7 +602,7 @@ def test_what_cannot_go_with_a_set_is_blamed_on_the_set(write: Write):
             "auth.username=u",
             (
                 '--set "auth.username"=…: found an unknown name; '
-                "allowed a known name; did you mean \"auth\"?"
+                'allowed a known name; did you mean "auth"?'
             ),
         ),
         (

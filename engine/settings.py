@@ -60,8 +60,7 @@ class Settings(BaseModel):
     """Everything that can be set for a host; frozen, checked when made.
 
     Times are floats of seconds and may be given as text (`"5m"`), of which type checkers know
-    nothing.  "Exim" below is the reference
-    client, whose defaults hold unless a reason is given.
+    nothing.  "Exim" below is the reference client, whose defaults hold unless a reason is given.
 
     Raises:
         ValidationError: From the constructor (it is a `ValueError`); `explain` turns it into

@@ -176,8 +176,8 @@ class RouteTable:
         return next((rule for rule in self.rules if rule.covers(domain)), None)
 
 
-def _read_rule(number: int, rule: tuple[str, Sequence[str]]) -> StaticRoute:
-    if isinstance(rule, str) or len(rule) != 2:  # noqa: PLR2004 - a pair
+def _read_rule(number: int, rule: object) -> StaticRoute:
+    if not isinstance(rule, tuple | list) or len(rule) != 2:
         pair = 'a pair of what it matches and its hosts, as ("*", ["192.0.2.1"])'
         raise ValueError(f"route {number} is {rule!r}; allowed: {pair}")
     match, hosts = rule

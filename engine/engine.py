@@ -131,7 +131,8 @@ class Engine:
             connector: Makes connections.
             hints: What is learned of hosts that is worth knowing next time; `None`: it is kept for
                 the life of this engine.  `engine.queue.hints.open_hints` keeps it in a file.
-            max_in_flight: Recipients inside the engine, at least 1; `submit` waits beyond that.
+            max_in_flight: Recipients inside the engine, at least 1; `submit` waits beyond that.  Who
+                has an outcome is inside until it is read.
             transcripts: Keep the SMTP dialogue of each outcome.
             veto: Asked before each connection with the peer and the name of its site; returns why
                 not to connect, or `None`.  A vetoed host is deferred with cause `event`, and the

@@ -16,8 +16,8 @@ from engine.paths import MatchKind
 from engine.queue.retry import DEFAULT_STEPS
 from engine.settings import SECRET
 from engine.worker.exits import Exit
+from engine.worker.given import read_config
 from engine.worker.screen import print_to
-from engine.worker.setup import read_config
 from engine.worker.summary import Fitting, printable
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ from engine.worker.batch import Wishes
 from engine.worker.descriptors import occupy_standard_descriptors
 from engine.worker.desk import too_large
 from engine.worker.exits import Exit
+from engine.worker.given import read_config
 from engine.worker.headers import (
     completed,
     read_addresses,
@@ -36,7 +37,6 @@ from engine.worker.headers import (
 )
 from engine.worker.intake import STDIN
 from engine.worker.sendmail_flags import Flags, read_flags
-from engine.worker.setup import read_config
 from engine.worker.submit import Letter, new_id, submit_all
 
 if TYPE_CHECKING:

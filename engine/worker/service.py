@@ -33,8 +33,8 @@ from engine.nursery import tasks_beside
 from engine.queue.errors import StoreError
 from engine.queue.sqlite import open_store
 from engine.units import timestamp
+from engine.worker.given import open_state
 from engine.worker.lock import hold_lock
-from engine.worker.setup import open_state
 from engine.worker.share import Share, files_of, share_config
 from engine.worker.shift import Shift
 from engine.worker.signals import heed_signals

@@ -20,13 +20,13 @@ from engine.errors import ConfigError, EngineError
 from engine.nursery import tasks_beside
 from engine.worker.config import load_config
 from engine.worker.exits import Exit
+from engine.worker.given import read_config
 from engine.worker.lock import hold_lock
 from engine.worker.notify import Notifier
 from engine.worker.output import open_output
 from engine.worker.process_log import ProcessLog
 from engine.worker.refusals import RunExit, explain_refusal
 from engine.worker.service import Manner, Service
-from engine.worker.setup import read_config
 from engine.worker.share import Share, files_of, stranded
 from engine.worker.signals import heed_signals
 from engine.worker.supervisor import Supervisor, wait_for_parent_to_go

@@ -365,6 +365,8 @@ def _password(value: object) -> SecretStr:
     secret = SecretStr(value) if isinstance(value, str) else value
     if not isinstance(secret, SecretStr) or not secret.get_secret_value():
         raise _refusal("an empty text or no text", "a password")
+    if not _PRINTABLE.fullmatch(secret.get_secret_value()):  # no mechanism could carry it
+        raise _refusal("more than one line, or control characters", "a password")
     return secret
 
 

@@ -333,6 +333,18 @@ def test_auth_takes_one_of_three_secrets():
             {"username": "me", "pasword": "s3cretW0rd"},
             ['auth.pasword: found an unknown name; allowed a known name; did you mean "password"?'],
         ),
+        *(
+            (
+                {"username": "me", "password": f"s3cretW0rd{end}"},
+                [
+                    (
+                        "auth.password: found more than one line, or control characters; "
+                        "allowed a password"
+                    )
+                ],
+            )
+            for end in ("\n", "\0", "\ud800")
+        ),
         (
             {"username": "a\nb", "password": 5},
             [

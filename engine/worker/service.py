@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from engine.hints import Hints
     from engine.queue.store import Store
     from engine.worker.config import Config
+    from engine.worker.desk import Desk
     from engine.worker.notify import Notifier
     from engine.worker.process_log import ProcessLog
 
@@ -107,6 +108,7 @@ class Service:
             on_ready: Called with one line when it works for the first time.
         """
         self._config = config
+        self._began_with = config
         self._manner = manner
         self._log = log
         self._notifier = notifier
@@ -114,6 +116,7 @@ class Service:
         self._files = files_of(config, manner.share.number)
         self._began = manner.clock()
         self._shifts: list[Shift] = []
+        self._desk: Desk | None = None
         self._ending = trio.Event()
         self._is_stopping = False
         self._is_reload_wanted = False
@@ -152,6 +155,7 @@ class Service:
             status=self.status,
             max_message_octets=self._config.queue.max_message_octets,
         )
+        self._desk = desk
         # The lock says that nobody else is here: whoever holds leases is gone.
         dead = [owner.name for owner in await store.owners()]
         shift = self._make_shift(self._config, store, hints, dead=dead)
@@ -303,7 +307,7 @@ class Service:
     def _take_over(self, config: Config) -> None:
         for section, key in _FIXED:
             before, after = (
-                getattr(getattr(each, section), key) for each in (self._config, config)
+                getattr(getattr(each, section), key) for each in (self._began_with, config)
             )
             if before != after:
                 _log.warning(
@@ -315,6 +319,8 @@ class Service:
                 )
         self._config = config
         self._log.form = config.worker.log
+        if self._desk is not None:
+            self._desk.max_message_octets = config.queue.max_message_octets
         _log.info("the new configuration is in force")
 
     # -- the end ----------------------------------------------------------------------------

@@ -247,6 +247,30 @@ async def test_a_new_configuration_comes_into_force(place, caplog):
     assert len(running.said) == 1
 
 
+async def test_what_cannot_change_is_told_by_what_the_worker_began_with(place, caplog):
+    place.configure()
+    async with serving(place) as running:
+        for path in ("other.sqlite", "other.sqlite", "spool.sqlite"):
+            caplog.clear()
+            place.configure(queue=f'path = "{path}"')
+            running.service.reload()
+            await until(lambda: count_of(caplog, IN_FORCE))
+            assert count_of(caplog, "queue.path stays") == (path == "other.sqlite")
+        await running.end()
+
+
+async def test_a_new_limit_of_octets_holds_from_then_on(place, caplog):
+    place.configure()
+    async with serving(place) as running:
+        place.configure(queue="max_message_octets = 10")
+        running.service.reload()
+        await until(lambda: count_of(caplog, IN_FORCE))
+        async with open_control(place.folder / "engine.sock") as control:
+            (answer,) = await control.submit([mail("a@x.test", sender="", at=time.time())])
+        assert "allowed are 10 (max_message_octets)" in answer.text
+        await running.end()
+
+
 async def submit_over(place, address):
     """Submit as the command line does, so that the worker hears of it."""
     async with open_control(place.folder / "engine.sock") as control:

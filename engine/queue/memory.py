@@ -29,6 +29,7 @@ from engine.queue.memory_records import (
 )
 from engine.queue.store import DEFAULT_OVERDUE, Store
 from engine.queue.values import (
+    CUT_SHORT,
     EVERYBODY,
     Accepted,
     Action,
@@ -312,6 +313,7 @@ class MemoryStore(Store):
             wish = each.wish
             self._bring_back(each, is_late_welcome=True)
             if wish is None:
+                each.reason = CUT_SHORT
                 self._queue(each, each.due)
             else:
                 self._grant(each, wish, ms(now))

@@ -259,7 +259,7 @@ def _steer_one(changes: Changes, where: Standing, call: Steering, due: int) -> N
     reason = call.reason or call.action.reason or None
     match call.action:
         case Action.RETRY:
-            changes.queue(where.number, where.place, min(due, call.now))
+            changes.queue(where.number, where.place, min(due, call.now), reason=reason)
         case Action.HOLD:
             changes.hold(where.number, reason)
         case Action.RELEASE:

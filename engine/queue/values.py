@@ -65,6 +65,10 @@ class Result(StrEnum):
         return self in (Result.DEFERRED, Result.RELEASED)
 
 
+#: Why a recipient is queued whose lease was lost.
+CUT_SHORT: Final = "the worker was gone before its attempt had ended"
+
+
 class Action(StrEnum):
     """What a person does to recipients."""
 
@@ -102,7 +106,11 @@ class Action(StrEnum):
                 return "held by hand"
             case Action.CANCEL:
                 return "cancelled by hand"
-            case _:
+            case Action.RELEASE:
+                return "released by hand"
+            case Action.RETRY:
+                return "to be tried at once, by hand"
+            case Action.PURGE:
                 return ""
 
 

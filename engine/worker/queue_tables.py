@@ -32,6 +32,10 @@ STYLES: Final = {
     State.HELD: "magenta",
     State.ENDED: "dim",
 }
+_UNTRIED: Final = {
+    State.LEASED: "tried for the first time",
+    State.HELD: "submitted to be held",
+}
 _MAX_TEXT: Final = 300
 
 
@@ -85,7 +89,7 @@ def entry_table(entries: Sequence[Entry], now: float, *, of_one: bool = False) -
 
 def why(entry: Entry) -> str:
     """Say in one line why a recipient is where it is."""
-    text = printable(entry.reason or last_text(entry) or "not tried yet")
+    text = printable(entry.reason or last_text(entry) or _UNTRIED.get(entry.state, "not tried yet"))
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
 
 

@@ -91,6 +91,8 @@ def test_a_recipient_s_row_says_where_it_is_and_why():
 def test_why_is_the_reason_else_the_last_outcome():
     last = json.dumps({"text": "450 later"})
     assert why(entry()) == "not tried yet"
+    assert why(entry(state=State.LEASED)) == "tried for the first time"
+    assert why(entry(state=State.HELD)) == "submitted to be held"
     assert why(entry(last=last)) == "450 later"
     assert why(entry(last=last, reason="held by hand")) == "held by hand"
     assert len(why(entry(reason="x" * 1000))) == 300

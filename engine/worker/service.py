@@ -34,6 +34,7 @@ from engine.queue.errors import StoreError
 from engine.queue.sqlite import open_store
 from engine.units import timestamp
 from engine.worker.lock import hold_lock
+from engine.worker.refusals import explain_refusal
 from engine.worker.setup import open_state
 from engine.worker.share import Share, files_of, share_config
 from engine.worker.shift import Shift
@@ -348,7 +349,8 @@ class Service:
 
 
 def _refuse(error: EngineError | OSError) -> None:
-    for line in str(error).splitlines():
+    _, text = explain_refusal(error)
+    for line in text.splitlines():
         _log.error("the new configuration is not taken: %s", line)
     _log.error("the configuration stays as it was")
 

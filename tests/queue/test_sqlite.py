@@ -20,6 +20,7 @@ from engine.queue.errors import (
     StoreError,
     StoreFullError,
     StoreReadOnlyError,
+    StoreReadOnlyError,
 )
 from engine.queue.export import Damage, export_messages
 from engine.queue.sql_submit import Intake, pack
@@ -432,6 +433,18 @@ def small_disk(folder, size):
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=False)
+
+
+async def test_a_disk_that_is_read_only_is_called_so(tmp_path):
+    with small_disk(tmp_path / "disk", "50m") as disk:
+        async with open_store(disk / "spool.sqlite") as store:
+            await store.submit([mail("a@one.test")])
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(StoreReadOnlyError, match="a read-only disk"):
+            async with open_store(disk / "spool.sqlite"):
+                pass
+        async with open_store(disk / "spool.sqlite", is_read_only=True) as store:
+            assert await states_of(store) == [("a@one.test", "queued")]
 
 
 async def test_a_disk_that_is_full_loses_nothing_that_was_accepted(tmp_path):

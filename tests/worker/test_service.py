@@ -297,7 +297,7 @@ async def test_a_bad_configuration_is_not_taken_and_the_log_says_why(place, capl
         place.config.unlink()
         running.service.reload()
         await until(lambda: count_of(caplog, AS_IT_WAS) == 2)
-        assert count_of(caplog, "No such file or directory") == 1
+        assert count_of(caplog, f"not taken: {place.config}: No such file or directory") == 1
         place.configure()
         await submit_over(place, "a@x.test")
         await until(lambda: len(place.outcomes()) == 1)

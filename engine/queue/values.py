@@ -396,6 +396,9 @@ class Entry:
         result: How it ended, if it did.
         reason: Why it is where it is, in one line; empty before the first attempt.
         last: Its last outcome as JSON text, or `None`.
+        left_alone_until: Until when its site is backed off; 0.0 where it is not, or was not known
+            when the entry was read.
+        left_alone_for: Why, in one line.
     """
 
     number: int
@@ -414,6 +417,8 @@ class Entry:
     result: Result | None = None
     reason: str = ""
     last: str | None = None
+    left_alone_until: float = 0.0
+    left_alone_for: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the entry as `queue list --json` prints it; times as RFC 3339 §5.6 has them."""
@@ -433,6 +438,8 @@ class Entry:
             "priority": self.priority,
             "site": self.site,
             "result": self.result and self.result.value,
+            "left_alone_until": _moment(self.left_alone_until or None),
+            "left_alone_for": self.left_alone_for,
         }
 
 

@@ -20,7 +20,6 @@ from engine.queue.errors import (
     StoreError,
     StoreFullError,
     StoreReadOnlyError,
-    StoreReadOnlyError,
 )
 from engine.queue.export import Damage, export_messages
 from engine.queue.sql_submit import Intake, pack
@@ -439,7 +438,7 @@ async def test_a_disk_that_is_read_only_is_called_so(tmp_path):
     with small_disk(tmp_path / "disk", "50m") as disk:
         async with open_store(disk / "spool.sqlite") as store:
             await store.submit([mail("a@one.test")])
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        await trio.run_process(["mount", "-o", "remount,ro", str(disk)])
         with pytest.raises(StoreReadOnlyError, match="a read-only disk"):
             async with open_store(disk / "spool.sqlite"):
                 pass

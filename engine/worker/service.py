@@ -31,6 +31,7 @@ import trio
 from engine.errors import EngineError
 from engine.nursery import tasks_beside
 from engine.queue.errors import StoreError
+from engine.queue.sql_submit import DEFAULT_RESERVE_OCTETS
 from engine.queue.sqlite import open_store
 from engine.units import timestamp
 from engine.worker.lock import hold_lock
@@ -42,6 +43,7 @@ from engine.worker.signals import heed_signals
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from pathlib import Path
 
     from engine.hints import Hints
     from engine.queue.store import Store
@@ -220,6 +222,8 @@ class Service:
         if self._shifts:
             facts |= self._shifts[-1].report()
             facts["stragglers"] = sum(s.scheduler.tally().out for s in self._shifts[:-1])
+        if problem := _full_disk(self._files.store):
+            facts |= {"healthy": False, "problem": problem}
         return facts
 
     def _description(self) -> str:
@@ -346,6 +350,18 @@ class Service:
             _log.error("the store cannot be counted: %s", error)
             return False
         return not (counts.queued or counts.leased or counts.ended)
+
+
+def _full_disk(store: Path) -> str | None:
+    """Say that the store takes nothing in for lack of room, `None` where it does."""
+    try:
+        found = os.statvfs(store.parent)
+    except OSError:
+        return None
+    free = found.f_bavail * found.f_frsize
+    if free >= DEFAULT_RESERVE_OCTETS:
+        return None
+    return f"{free} octets are left on its disk; below {DEFAULT_RESERVE_OCTETS} nothing is taken in"
 
 
 def _refuse(error: EngineError | OSError) -> None:

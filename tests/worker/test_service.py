@@ -259,6 +259,16 @@ async def test_what_cannot_change_is_told_by_what_the_worker_began_with(place, c
         await running.end()
 
 
+async def test_a_worker_that_takes_nothing_in_for_lack_of_room_says_so(place, monkeypatch):
+    async with serving(place) as running:
+        assert running.service.status()["healthy"] is True
+        monkeypatch.setattr("engine.worker.service.DEFAULT_RESERVE_OCTETS", 1 << 62)
+        status = running.service.status()
+        assert status["healthy"] is False
+        assert "nothing is taken in" in status["problem"]
+        await running.end()
+
+
 async def test_a_new_limit_of_octets_holds_from_then_on(place, caplog):
     place.configure()
     async with serving(place) as running:
@@ -554,8 +564,9 @@ async def test_a_full_disk_stops_the_intake_and_keeps_what_is_there_until_there_
                 fill(disk / "filler")
                 with pytest.raises(StoreFullError):
                     await submit_over(place, "late@x.test")
-                await until(lambda: not running.service.status()["healthy"])
-                assert count_of(caplog, "outcomes cannot be kept: ")
+                assert "octets are left on its disk" in running.service.status()["problem"]
+                await until(lambda: count_of(caplog, "outcomes cannot be kept: "))
+                assert not running.service.status()["healthy"]
                 assert not place.outcomes()
                 (disk / "filler").unlink()
                 await until(lambda: running.service.status()["healthy"])

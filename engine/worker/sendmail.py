@@ -24,8 +24,10 @@ from engine.content import from_octets
 from engine.message import Message, Recipient
 from engine.smtp.errors import ContentError
 from engine.worker.batch import Wishes
+from engine.worker.descriptors import occupy_standard_descriptors
 from engine.worker.desk import too_large
 from engine.worker.exits import Exit
+from engine.worker.given import read_config
 from engine.worker.headers import (
     completed,
     read_addresses,
@@ -35,7 +37,6 @@ from engine.worker.headers import (
 )
 from engine.worker.intake import STDIN
 from engine.worker.sendmail_flags import Flags, read_flags
-from engine.worker.setup import read_config
 from engine.worker.submit import Letter, new_id, submit_all
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def sendmail(
 
 def main() -> None:
     """Be the console script `delivery-engine-sendmail`, by whatever name it is called."""
+    occupy_standard_descriptors()
     try:
         status = sendmail(sys.argv[1:], name=Path(sys.argv[0]).name)
     except KeyboardInterrupt:

@@ -34,9 +34,9 @@ from engine.queue.errors import StoreError
 from engine.queue.sql_submit import DEFAULT_RESERVE_OCTETS
 from engine.queue.sqlite import open_store
 from engine.units import timestamp
+from engine.worker.given import open_state
 from engine.worker.lock import hold_lock
 from engine.worker.refusals import explain_refusal
-from engine.worker.setup import open_state
 from engine.worker.share import Share, files_of, share_config
 from engine.worker.shift import Shift
 from engine.worker.signals import heed_signals

@@ -191,6 +191,8 @@ class Tried:
     stage: Stage
     cause: Cause
     text: str
+    #: Of the reply that decided; it is not in the record, where the text has it.
+    code: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return one entry of the outcome record's `attempts`."""

@@ -90,6 +90,29 @@ async def test_an_engine_can_be_entered_once(autojump_clock):
                 pass
 
 
+async def test_outside_of_its_block_an_engine_takes_nothing():
+    engine = Engine()
+    with pytest.raises(RuntimeError, match="`async with`"):
+        await engine.submit(message())
+    with pytest.raises(RuntimeError, match="`async with`"):
+        await engine.verify(["a@x.test"])
+    assert engine.statistics().submitted == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"settings": {"port": 25}}, "settings is a dict; allowed are Settings and SettingsTable"),
+        ({"routes": {"*": ["192.0.2.1"]}}, "route 1 is '\\*'; allowed: a pair of what it matches"),
+        ({"routes": ["192.0.2.1"]}, "route 1 is '192.0.2.1'; allowed: a pair of what it matches"),
+        ({"routes": [("*", "192.0.2.1")]}, "hosts is '192.0.2.1'; allowed: a list"),
+    ],
+)
+def test_an_engine_cannot_be_made_of_anything(arguments, said):
+    with pytest.raises((ConfigError, TypeError), match=said):
+        Engine(**arguments)
+
+
 async def test_exceptions_of_the_block_come_out_ungrouped_and_stop_at_once(autojump_clock):
     async with serving(stalls) as service:
         started = trio.current_time()

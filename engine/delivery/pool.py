@@ -237,11 +237,12 @@ class SitePool:
             while self.is_busy:
                 self._quiet = trio.Event()
                 await self._quiet.wait()
-            if not self._is_draining:
-                self._quiet = trio.Event()
-                with trio.move_on_after(_LINGER):
-                    await self._quiet.wait()
-            if not self.is_busy:
+            if self._is_draining:
+                return
+            self._quiet = trio.Event()
+            with trio.move_on_after(_LINGER) as linger:
+                await self._quiet.wait()  # it was busy once more: then it lingers anew
+            if linger.cancelled_caught and not self.is_busy:
                 return
 
     # -- for the delivery tasks -------------------------------------------------------------

@@ -463,6 +463,15 @@ async def test_a_message_that_finds_all_hosts_resting_is_deferred_with_the_reaso
     assert hosts.made == [MX1]
 
 
+async def test_a_host_rests_however_many_messages_come_meanwhile(autojump_clock):
+    recipients = [f"{number}@site.test" for number in range(9)]
+    async with scripted({}) as hosts:
+        outcomes = await deliver(hosts, *map(message, recipients), routes=[MX1])
+
+    assert len(told(outcomes)) == 9
+    assert hosts.made == [MX1]
+
+
 @pytest.mark.parametrize("script", ["! stall", "S: 220 mx.test\nC: EHLO me.test\n! stall"])
 async def test_a_silent_host_rests(script, autojump_clock):
     """Every message would wait for it as long as the first one did."""

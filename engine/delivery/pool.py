@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
+from collections import Counter, deque
 from contextlib import nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -58,6 +58,9 @@ _LOOK_AHEAD: Final = 16
 #: Seconds a host that could not be connected to is left alone, and that no further connection is
 #: opened to one that took no more of them.
 _REST: Final = 15.0
+#: Connections in a row that a host turns away before it is left alone: one may be unlucky, and
+#: without end a backlog would knock once for each message.
+_KNOCKS: Final = 3
 #: Seconds a pool without mail and connections is kept.
 _LINGER: Final = 30.0
 
@@ -127,6 +130,7 @@ class SitePool:
         self._most = self.settings.max_connections
         self._roused = 0  # room of those that were woken and have not had their turn
         self._resting: dict[Candidate, tuple[float, Verdict]] = {}
+        self._turned_away: Counter[Candidate] = Counter()  # in a row
         self._full_until = -math.inf
         self._paths: dict[Candidate, Path] = {}
         self._best: tuple[Route, float, int] | None = None
@@ -406,11 +410,19 @@ class SitePool:
     def rest_after(self, candidate: Candidate, verdict: Verdict) -> None:
         """Leave a host alone for a while if all our mail to it would meet with the same, or wait.
 
-        It refused what all mail has in common, or it accepts connections and then says nothing.
+        It refused what all mail has in common, it accepts connections and then says nothing, or it
+        has turned several away in a row.
         """
-        is_silent = verdict.cause is Cause.TIMEOUT and verdict.stage.is_setup
-        if verdict.scope is Scope.SOURCE or (is_silent and not self._leads_to(candidate)):
+        if verdict.scope is Scope.SOURCE:
             self.rest(candidate, verdict)
+        elif self._leads_to(candidate):
+            return  # mail flows
+        elif verdict.cause is Cause.TIMEOUT and verdict.stage.is_setup:
+            self.rest(candidate, verdict)
+        elif verdict.stage in (Stage.GREETING, Stage.HELLO) and verdict.cause is not Cause.EVENT:
+            self._turned_away[candidate] += 1
+            if self._turned_away[candidate] >= _KNOCKS:
+                self.rest(candidate, verdict)
 
     def spare(self, candidate: Candidate, task: DeliveryTask, cause: Cause) -> bool:
         """Account for a connection that a host did not give a task, if there are others to it.
@@ -490,6 +502,7 @@ class SitePool:
     def opened(self, line: Line) -> None:
         """Account for a connection that can carry mail."""
         self._lines.add(line)
+        del self._turned_away[line.candidate]
 
     def closed(self, line: Line) -> None:
         """Account for one that cannot any more."""

@@ -498,6 +498,43 @@ async def test_a_host_that_answers_does_not_rest(autojump_clock):
     assert hosts.made == [MX1, MX2, MX1]
 
 
+@pytest.mark.parametrize(
+    ("script", "verdict"),
+    [
+        ("S: 421 not now", "deferred host greeting reply 421"),
+        ("S: 554 never", "failed host greeting reply 554"),
+        ("! close", "deferred host greeting closed -"),
+        ("S: 220 mx.test\nC: EHLO me.test\nS: 421 not now", "deferred host hello reply 421"),
+    ],
+)
+async def test_a_host_that_turns_three_connections_away_in_a_row_rests(
+    script, verdict, autojump_clock
+):
+    """A backlog must not knock once for each message."""
+    recipients = [f"{number}@site.test" for number in range(5)]
+    async with scripted({MX1: NEXT.join([script + "\n"] * 3)}) as hosts:
+        outcomes = await deliver(hosts, *map(message, recipients), routes=[MX1])
+
+    assert told(outcomes) == [f"{recipient} {verdict}" for recipient in recipients]
+    assert hosts.made == [MX1] * 3
+
+
+async def test_a_session_that_stands_ends_the_count_of_those_turned_away(autojump_clock):
+    busy = "S: 421 not now\n" + NEXT
+    scripts = {MX1: busy * 2 + delivery(A) + NEXT + busy * 2 + delivery(B)}
+    async with scripted(scripts) as hosts:
+        async with Engine(settings(), routes=[("*", [MX1])], connector=hosts) as engine:
+            for recipient in (*"vw", A, *"xy", B):
+                await engine.submit(
+                    message(recipient if "@" in recipient else f"{recipient}@c.test")
+                )
+                outcome = await engine.outcomes.receive()
+                await trio.sleep(6)
+
+    assert told([outcome]) == delivered(B)
+    assert hosts.made == [MX1] * 6
+
+
 async def test_a_host_that_rested_is_tried_again(autojump_clock):
     async with scripted({}) as hosts:
         async with Engine(settings(), routes=[("*", [MX1])], connector=hosts) as engine:

@@ -9,6 +9,7 @@ import sys
 import click
 
 from engine.worker.cli import cli
+from engine.worker.descriptors import occupy_standard_descriptors
 
 _INTERRUPTED = 130
 #: Objects that come between two looks of the garbage collector; by default it is 700.
@@ -19,6 +20,7 @@ _SHOW_CURSOR = "\x1b[?25h"
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    occupy_standard_descriptors()
     # A message is a hundred objects, none of them in a cycle: by default the collector would look
     # at every few messages, and find nothing.
     gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
@@ -38,7 +40,7 @@ def main() -> None:
         if interrupts is None or others is not None:
             raise
         status = _INTERRUPTED
-    if status == _INTERRUPTED and sys.stderr.isatty():
+    if status == _INTERRUPTED and sys.stderr is not None and sys.stderr.isatty():
         sys.stderr.write(_SHOW_CURSOR)
     sys.exit(status)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from engine.queue.decision import is_expiry
 from engine.queue.values import Result
 from engine.report.bounce_rules import Fate, Progress
 from engine.report.bounce_status import status_of
@@ -58,7 +59,7 @@ def progress_of(stored: StoredMessage, rules: RetryRules | None = None) -> Itera
 
 
 def _read(entry: Entry) -> tuple[Outcome | None, float | None]:
-    """Return the last outcome, and when it was."""
+    """Return the last outcome, and when the attempt was that had it."""
     if entry.last is None:
         return None, None
     try:
@@ -67,6 +68,9 @@ def _read(entry: Entry) -> tuple[Outcome | None, float | None]:
     except (ValueError, AttributeError):
         # Of a later release, perhaps; a report without it is better than none.
         return None, None
+    if is_expiry(outcome):
+        # When it was last tried is not known any more, if it ever was.
+        return outcome, None
     try:
         return outcome, parse_moment(record.get("time"), 0.0)
     except ValueError:

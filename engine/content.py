@@ -127,7 +127,9 @@ def from_octets(data: bytes) -> MemoryContent:
 
     Raises:
         ContentError: A NUL or a bare CR; the text names the line.
+        TypeError: Not octets.
     """
+    _check_octets(data)
     return MemoryContent(*prepare(data))
 
 
@@ -139,7 +141,9 @@ def from_binary(data: bytes) -> MemoryContent:
 
     Raises:
         ContentError: The header section is not made of lines that end in CRLF.
+        TypeError: Not octets.
     """
+    _check_octets(data)
     return MemoryContent(*prepare_binary(data))
 
 
@@ -148,13 +152,23 @@ def from_text(text: str) -> MemoryContent:
 
     Raises:
         ContentError: A NUL, a bare CR or a surrogate; the text names the place.
+        TypeError: Not text.
     """
+    if not isinstance(text, str):
+        kind = type(text).__name__
+        raise TypeError(f"found a {kind}; allowed is text; for octets there is from_octets")
     try:
         data = text.encode()
     except UnicodeEncodeError as error:
         line = text.count("\n", 0, error.start) + 1
         raise ContentError(f"surrogate in line {line}: allowed is text UTF-8 can encode") from None
     return from_octets(data)
+
+
+def _check_octets(data: object) -> None:
+    if not isinstance(data, bytes | bytearray | memoryview):
+        kind = type(data).__name__
+        raise TypeError(f"found a {kind}; allowed are octets; for text there is from_text")
 
 
 async def from_file(path: str | os.PathLike[str]) -> MemoryContent | FileContent:

@@ -131,7 +131,8 @@ class Engine:
             connector: Makes connections.
             hints: What is learned of hosts that is worth knowing next time; `None`: it is kept for
                 the life of this engine.  `engine.queue.hints.open_hints` keeps it in a file.
-            max_in_flight: Recipients inside the engine, at least 1; `submit` waits beyond that.
+            max_in_flight: Recipients inside the engine, at least 1; `submit` waits beyond that.  Who
+                has an outcome is inside until it is read.
             transcripts: Keep the SMTP dialogue of each outcome.
             veto: Asked before each connection with the peer and the name of its site; returns why
                 not to connect, or `None`.  A vetoed host is deferred with cause `event`, and the
@@ -151,12 +152,16 @@ class Engine:
 
         Raises:
             ConfigError: Settings or routes cannot be used.
-            ValueError: There is `queue`, and no store.
+            ValueError: There is `queue`, and no store; or `max_in_flight` is below 1.
+            TypeError: `settings` is something else.
         """
         if isinstance(settings, SettingsTable):
             table = settings
-        else:
+        elif settings is None or isinstance(settings, Settings):
             table = SettingsTable(settings or Settings())
+        else:
+            kind = type(settings).__name__
+            raise TypeError(f"settings is a {kind}; allowed are Settings and SettingsTable")
         refuse_contradictions(table)
         self._clock = clock
         self._recorder = Recorder()
@@ -335,12 +340,18 @@ class Engine:
 
         Raises:
             EngineClosedError: The engine is draining or closed.
+            RuntimeError: The engine was not entered.
             StoreError: The store has not taken it.
             SubmitError: The store cannot keep it; the text says why.
         """
+        self._check_entered()
         if self._stored is not None:
             return await self._stored.submit(message)
         return await self._deliver(message)
+
+    def _check_entered(self) -> None:
+        if self._running is None:
+            raise RuntimeError("an Engine works only inside its `async with` block")
 
     async def _deliver(self, message: Message) -> str:
         count = len(message.recipients)
@@ -385,7 +396,9 @@ class Engine:
         Raises:
             AddressSyntaxError: One of them is no mailbox; nothing was asked.
             EngineClosedError: The engine is draining or closed.
+            RuntimeError: The engine was not entered.
         """
+        self._check_entered()
         callout = Callout(
             addresses, self._shared.hints, sender=sender, catch_all=catch_all, fresh=fresh
         )

@@ -90,10 +90,12 @@ class Message:
     """One submission: envelope plus content.
 
     Attributes:
-        id: Names the message in outcomes, events and logs.
-        reverse_path: Where bounces go, `None` for the null path `<>` (RFC 5321 §4.5.5).
-        recipients: At least one.
-        content: What is sent after DATA.
+        id: Names the message in outcomes, events and logs; `""`: the engine numbers it.
+        reverse_path: Where bounces go, from `parse_sender`; `None` for the null path `<>`
+            (RFC 5321 §4.5.5).
+        recipients: At least one, from `Recipient.parse`.
+        content: What is sent after DATA, from `from_text`, `from_octets`, `from_binary` or
+            `from_file`; as it is, a Bcc field too.
         envid: Envelope identifier for delivery reports (RFC 3461 §4.4), not yet in xtext.
         ret: What a report returns: the `full` message or its `hdrs` (RFC 3461 §4.3).
         require_tls: Every hop must use verified TLS (RFC 8689 §2).
@@ -101,6 +103,7 @@ class Message:
 
     Raises:
         ValueError: No recipients, or an `envid` that is none.
+        TypeError: A part is of another type, such as an address that was not parsed.
     """
 
     id: str
@@ -113,6 +116,19 @@ class Message:
     smtputf8: bool = False
 
     def __post_init__(self) -> None:
+        # Here and not where it is sent: there it would hit the mail of others.
+        if not isinstance(self.id, str):
+            raise _wrong_type("id", self.id, "a text")
+        if not (self.reverse_path is None or isinstance(self.reverse_path, Mailbox)):
+            raise _wrong_type("reverse_path", self.reverse_path, "what Message.parse_sender makes")
+        if not isinstance(self.recipients, tuple):
+            object.__setattr__(self, "recipients", tuple(self.recipients))
+        for recipient in self.recipients:
+            if not isinstance(recipient, Recipient):
+                raise _wrong_type("a recipient", recipient, "what Recipient.parse makes")
+        if not hasattr(self.content, "facts"):
+            makers = "what from_text, from_octets, from_binary and from_file make"
+            raise _wrong_type("content", self.content, makers)
         if not self.recipients:
             raise ValueError(f"message {self.id!r} has no recipients; at least one is needed")
         if self.envid is not None:
@@ -139,6 +155,10 @@ class Message:
             AddressSyntaxError: Neither a mailbox nor the null path.
         """
         return parse_reverse_path(sender)
+
+
+def _wrong_type(name: str, value: object, allowed: str) -> TypeError:
+    return TypeError(f"{name} is a {type(value).__name__}; allowed is {allowed}")
 
 
 def _check_notify(notify: frozenset[Notify]) -> None:

@@ -191,6 +191,8 @@ class Tried:
     stage: Stage
     cause: Cause
     text: str
+    #: Of the reply that decided; it is not in the record, where the text has it.
+    code: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return one entry of the outcome record's `attempts`."""
@@ -220,7 +222,8 @@ class Outcome(NamedTuple):
         reply: The reply that decided, if one did.
         enhanced: The reply's enhanced status code, or our own where no reply decided.
         peer: The host that decided, if it got that far.
-        source: The egress source's name.
+        source: The egress source's name, where it has one; the address that mail left from is
+            `peer.local_address`.
         transaction: Which mail transaction of its connection it was, from 1.
         features: What was in force on the connection.
         timings: Seconds spent.

@@ -9,6 +9,7 @@ engine is cancelled.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -24,6 +25,15 @@ _IN_A_ROW: Final = 32
 CLOSED: Final = "the engine is draining or closed; it takes no more messages"
 
 
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    """A group that waits: how many they are, and whether they have seats."""
+
+    count: int
+    called: trio.Event = field(default_factory=trio.Event)
+    is_seated: bool = False
+
+
 class Seats:
     """A count of free places; whoever finds none waits, first come, first served."""
 
@@ -33,7 +43,7 @@ class Seats:
             raise ValueError(f"max_in_flight is {total}; at least 1 is needed")
         self._total = total
         self._free = total
-        self._waiting: deque[tuple[int, trio.Event]] = deque()
+        self._waiting: deque[_Ticket] = deque()
         self._is_closed = False
 
     @property
@@ -65,13 +75,16 @@ class Seats:
         """
         if self.take_nowait(count):
             return
-        ticket = (count, trio.Event())
+        ticket = _Ticket(count)
         self._waiting.append(ticket)
         try:
-            await ticket[1].wait()
+            await ticket.called.wait()
         except trio.Cancelled:
-            # Trio cancels nobody whose event was set, so this ticket still waits.
-            self._waiting.remove(ticket)
+            # Between being cancelled and learning of it here it may have been called.
+            if ticket.is_seated:
+                self._free += count
+            elif not ticket.called.is_set():
+                self._waiting.remove(ticket)
             self._seat()  # a smaller group behind may have waited for this one alone
             raise
         if self._is_closed:
@@ -88,13 +101,14 @@ class Seats:
         """Turn everybody who waits away, and all who come later."""
         self._is_closed = True
         while self._waiting:
-            self._waiting.popleft()[1].set()
+            self._waiting.popleft().called.set()
 
     def _seat(self) -> None:
-        while self._waiting and self._has_room(self._waiting[0][0]):
-            count, seated = self._waiting.popleft()
-            self._free -= count
-            seated.set()
+        while self._waiting and self._has_room(self._waiting[0].count):
+            ticket = self._waiting.popleft()
+            self._free -= ticket.count
+            ticket.is_seated = True
+            ticket.called.set()
 
     def _has_room(self, count: int) -> bool:
         return self._free >= count or self._free == self._total

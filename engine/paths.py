@@ -26,7 +26,7 @@ from engine.settings import Problem, Settings, contradictions, explain
 from engine.showing import show
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 MATCH_ALLOWED: Final = (
     'a host, recipient domain or site, "*.example.net" (its subdomains), "*", '
@@ -281,10 +281,23 @@ def refuse_contradictions(table: SettingsTable) -> None:
     Raises:
         ConfigError: A problem for each of them.
     """
-    problems = [str(problem) for problem in contradictions(table.defaults)]
+    refuse_wherever(table, contradictions)
+
+
+def refuse_wherever(table: SettingsTable, find: Callable[[Settings], Iterable[Problem]]) -> None:
+    """Refuse what is wrong by default or on a path; what is wrong by default is told once.
+
+    Args:
+        table: Where it is looked for.
+        find: Says what is wrong with settings.
+
+    Raises:
+        ConfigError: A problem for each of them.
+    """
+    problems = [str(problem) for problem in find(table.defaults)]
     known = set(problems)
     for number, rule in enumerate(table.rules):
-        found = map(str, contradictions(table.settings((number,))))
+        found = map(str, find(table.settings((number,))))
         problems += [f"paths[{number}] {rule.match}: {each}" for each in found if each not in known]
     if problems:
         raise ConfigError(*problems)

@@ -117,6 +117,20 @@ def _text(pattern: re.Pattern[str], allowed: str) -> Callable[[object], str]:
     return check
 
 
+def _unshown(check: Callable[[object], object]) -> Callable[[object], object]:
+    """Refuse without the value: a password may stand where another thing of its table belongs."""
+
+    def check_unshown(value: object) -> object:
+        try:
+            return check(value)
+        except PydanticCustomError as error:
+            kind = f"a value of type {type(value).__name__}"
+            found = "a text with control characters" if isinstance(value, str) else kind
+            raise _refusal(found, str((error.context or {})["allowed"])) from None
+
+    return check_unshown
+
+
 def _items(value: object, allowed: str) -> list[object]:
     """Take one text for a list of one."""
     if isinstance(value, str):
@@ -351,6 +365,8 @@ def _password(value: object) -> SecretStr:
     secret = SecretStr(value) if isinstance(value, str) else value
     if not isinstance(secret, SecretStr) or not secret.get_secret_value():
         raise _refusal("an empty text or no text", "a password")
+    if not _PRINTABLE.fullmatch(secret.get_secret_value()):  # no mechanism could carry it
+        raise _refusal("more than one line, or control characters", "a password")
     return secret
 
 
@@ -388,10 +404,16 @@ def _shell_words(text: str) -> list[str]:
 
 def _mechanisms(value: object) -> tuple[str, ...]:
     allowed = f"one or more of {', '.join(MECHANISMS)}"
-    items = _items(value, allowed)
-    names = [item.upper() for item in items if isinstance(item, str) and item.isascii()]
-    if len(names) != len(items) or not MECHANISMS.keys() >= set(names):
-        raise _refusal(show(value), allowed)
+    # A password may stand here by mistake, so nothing of it is shown.
+    if not isinstance(value, str | list | tuple):
+        raise _refusal(f"a value of type {type(value).__name__}", allowed)
+    names: list[str] = []
+    for place, item in enumerate(_items(value, allowed), 1):
+        name = item.upper() if isinstance(item, str) and item.isascii() else ""
+        if name not in MECHANISMS:
+            where = "" if isinstance(value, str) else f" in place {place}"
+            raise _refusal(f"an unknown name{where}", allowed)
+        names.append(name)
     return tuple(names)
 
 
@@ -405,13 +427,15 @@ class Auth(BaseModel):
     mechanisms: Annotated[tuple[str, ...], PlainValidator(_mechanisms)] = ()
     #: The authentication identity.  `None` only where the mechanisms named do without: EXTERNAL,
     #: whose identity is that of our certificate, and OAUTHBEARER.
-    username: Annotated[str | None, _optional(_text(_PRINTABLE, "a user name"))] = Field(
+    username: Annotated[str | None, _optional(_unshown(_text(_PRINTABLE, "a user name")))] = Field(
         default=None, validate_default=True
     )
     #: The password itself.
     password: Annotated[SecretStr | None, _optional(_password)] = None
     #: A file that holds the password; read when a connection needs it, so it can be changed.
-    password_file: Annotated[str | None, _optional(_text(_PRINTABLE, "a file name"))] = None
+    password_file: Annotated[str | None, _optional(_unshown(_text(_PRINTABLE, "a file name")))] = (
+        None
+    )
     #: A command that prints a token (OAuth 2.0); run without a shell.  From Python an asynchronous
     #: function that returns one will do.  Never shown: its words may hold a secret.
     token_command: Annotated[

@@ -59,8 +59,8 @@ _OR_EMPTY: Final = BeforeValidator(lambda value: None if value == "" else value)
 class Settings(BaseModel):
     """Everything that can be set for a host; frozen, checked when made.
 
-    Times are floats of seconds and may be given as text (`"5m"`).  "Exim" below is the reference
-    client, whose defaults hold unless a reason is given.
+    Times are floats of seconds and may be given as text (`"5m"`), of which type checkers know
+    nothing.  "Exim" below is the reference client, whose defaults hold unless a reason is given.
 
     Raises:
         ValidationError: From the constructor (it is a `ValueError`); `explain` turns it into

@@ -42,5 +42,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     import difflib
 
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    # Of a path, such as `auth.username` or `defaults.port`, a part may be one.
+    parts = [part for part in name.split(".") if part in names]
+    near = parts or difflib.get_close_matches(name, names, n=1)
     return f'a known name; did you mean "{near[0]}"?' if near else f"one of {', '.join(names)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.errors import ConfigError
+from engine.paths import refuse_wherever
 
 if TYPE_CHECKING:
     from engine.paths import SettingsTable
@@ -27,13 +27,7 @@ def refuse_bad_files(table: SettingsTable) -> None:
     Raises:
         ConfigError: A problem for each of them.
     """
-    problems = [str(problem) for problem in file_problems(table.defaults)]
-    known = set(problems)
-    for number, rule in enumerate(table.rules):
-        found = map(str, file_problems(table.settings((number,))))
-        problems += [f"paths[{number}] {rule.match}: {each}" for each in found if each not in known]
-    if problems:
-        raise ConfigError(*problems)
+    refuse_wherever(table, file_problems)
 
 
 def file_problems(settings: Settings) -> list[Problem]:

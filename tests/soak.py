@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -329,6 +330,9 @@ def main() -> int:
     parser.add_argument("--rate", type=float, help="messages a second; by default it is measured")
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
+    # As Ctrl-C, which takes the workers along; also where a shell had that ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         samples, rate = trio.run(
             lambda: run(

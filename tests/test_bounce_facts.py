@@ -7,9 +7,16 @@ import pytest
 
 from engine.bounce_facts import event_of, fate_of, progress_of, waited_since
 from engine.outcome import Status
-from engine.queue.decision import record_of
+from engine.queue.decision import expired, record_of
 from engine.queue.retry import RetryRules, read_rules
-from engine.queue.values import Entry, Result, State, StoredMessage
+from engine.queue.values import (
+    Entry,
+    LeasedMessage,
+    LeasedRecipient,
+    Result,
+    State,
+    StoredMessage,
+)
 from engine.report.bounce_rules import Fate, due_reports
 from tests.queue.mail import START, mail, outcome
 
@@ -64,6 +71,20 @@ def test_the_last_outcome_comes_back_with_its_time():
     assert found.outcome == failed
     assert (found.tried_at, found.fate, found.reason) == (START + 60, Fate.GIVEN_UP, "r")
     assert found.retry_until is None
+
+
+def test_what_expired_while_it_waited_was_not_tried_just_then():
+    recipient = LeasedRecipient(
+        number=7, address="a@one.test", site="one.test", attempts=0, first_attempt_at=START
+    )
+    message = mail("a@one.test", id="x").message
+    gone = expired(
+        LeasedMessage(message=message, recipients=(recipient,), lease=1, submitted_at=START), 0
+    )
+
+    found = progress(stored(last=record_of(gone, START + 60), result=Result.FAILED))
+
+    assert (found.outcome, found.tried_at) == (gone, None)
 
 
 @pytest.mark.parametrize("last", [None, "", "{}", "[]", '"x"', "7", '{"status": "failed"}'])

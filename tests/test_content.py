@@ -224,3 +224,11 @@ async def test_a_scan_is_cancelled_between_two_pieces(large_file, monkeypatch):
         await from_file(large_file)
     assert scope.cancelled_caught
     assert len(scanned) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "given"), [(from_text, b"x"), (from_octets, "x"), (from_binary, "x")]
+)
+def test_text_and_octets_are_not_mixed_up(make, given):
+    with pytest.raises(TypeError, match=r"allowed (is text|are octets); for .* there is from_"):
+        make(given)

@@ -12,7 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from engine.engine import Engine
-from engine.errors import EngineClosedError
+from engine.errors import ConfigError, EngineClosedError
 from engine.outcome import Cause, Outcome, Status
 from engine.testing.script import parse_script
 from engine.testing.server import play
@@ -77,6 +77,29 @@ async def test_an_engine_can_be_entered_once(autojump_clock):
         with pytest.raises(RuntimeError, match="once"):
             async with engine:
                 pass
+
+
+async def test_outside_of_its_block_an_engine_takes_nothing():
+    engine = Engine()
+    with pytest.raises(RuntimeError, match="`async with`"):
+        await engine.submit(message())
+    with pytest.raises(RuntimeError, match="`async with`"):
+        await engine.verify(["a@x.test"])
+    assert engine.statistics().submitted == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"settings": {"port": 25}}, "settings is a dict; allowed are Settings and SettingsTable"),
+        ({"routes": {"*": ["192.0.2.1"]}}, "route 1 is '\\*'; allowed: a pair of what it matches"),
+        ({"routes": ["192.0.2.1"]}, "route 1 is '192.0.2.1'; allowed: a pair of what it matches"),
+        ({"routes": [("*", "192.0.2.1")]}, "hosts is '192.0.2.1'; allowed: a list"),
+    ],
+)
+def test_an_engine_cannot_be_made_of_anything(arguments, said):
+    with pytest.raises((ConfigError, TypeError), match=said):
+        Engine(**arguments)
 
 
 async def test_exceptions_of_the_block_come_out_ungrouped_and_stop_at_once(autojump_clock):

@@ -102,6 +102,40 @@ def test_a_message_needs_a_recipient():
         Message("m1", None, (), CONTENT)
 
 
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"id": 5}, "id is a int; allowed is a text"),
+        ({"id": None}, "id is a NoneType; allowed is a text"),
+        (
+            {"reverse_path": "me@x.test"},
+            "reverse_path is a str; allowed is what Message.parse_sender makes",
+        ),
+        (
+            {"recipients": ("bob@example.net",)},
+            "a recipient is a str; allowed is what Recipient.parse makes",
+        ),
+        (
+            {"recipients": "bob@example.net"},
+            "a recipient is a str; allowed is what Recipient.parse makes",
+        ),
+        (
+            {"content": "Subject: x"},
+            "content is a str; allowed is what from_text, from_octets, from_binary and from_file make",
+        ),
+    ],
+)
+def test_what_a_message_is_made_of_is_looked_at_when_it_is_made(facts, said):
+    with pytest.raises(TypeError, match=said):
+        Message(
+            **{"id": "1", "reverse_path": None, "recipients": (BOB,), "content": CONTENT} | facts
+        )
+
+
+def test_recipients_may_come_as_a_list():
+    assert Message("1", None, [BOB], CONTENT).recipients == (BOB,)
+
+
 def test_a_message_asks_for_nothing_by_default():
     message = Message("m1", None, (BOB,), CONTENT)
     assert (message.envid, message.ret) == (None, None)

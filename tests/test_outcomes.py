@@ -176,6 +176,28 @@ async def test_cancelled_in_the_moment_of_being_seated_the_seat_is_kept(nursery)
     assert seats.taken == 1
 
 
+@pytest.mark.parametrize("then", ["give_back", "close", "give_back and close"])
+async def test_a_seat_offered_to_whoever_is_being_cancelled_goes_to_the_next(nursery, then):
+    """A cancelled task learns of it only when it runs, and may be offered a seat before."""
+    seats = Seats(1)
+    come = Submitters(seats, nursery)
+    await come.come("a", 1)
+    waiting = await come.come("b", 1)
+    await come.come("c", 1)
+    waiting.cancel()
+    for act in then.split(" and "):
+        getattr(seats, act)()
+    await wait_all_tasks_blocked()
+    assert waiting.cancelled_caught
+    assert (come.seated, come.refused) == {
+        "give_back": (["a", "c"], []),
+        "close": (["a"], ["c"]),
+        "give_back and close": (["a"], ["c"]),
+    }[then]
+    seats.give_back(seats.taken)
+    assert seats.taken == 0
+
+
 async def test_closing_turns_everybody_away(nursery):
     seats = Seats(1)
     come = Submitters(seats, nursery)

@@ -423,6 +423,10 @@ async def test_what_a_proxy_is_told_is_told_nobody_else(ending: str, leaks: Leak
         'auth = {{username = "me", token_command = "get \'{password}"}}',
         'auth = {{username = "me", password = "{password}", password_file = "x"}}',
         'auth = {{mechanisms = "no-such", username = "me", password = "{password}"}}',
+        'auth = {{mechanisms = ["PLAIN", "{password}"], username = "me", password = "x"}}',
+        'auth = {{username = ["{password}"], password = "x"}}',
+        'auth = {{username = "{password}\\u0007", password = "x"}}',
+        'auth = {{username = "me", password_file = ["{password}"]}}',
         'auth = {{username = "me", password = "{password}"',
     ],
 )

@@ -33,4 +33,5 @@ def test_keys_are_quoted_where_toml_would(key: str, shown: str):
 def test_the_nearest_name_is_suggested_and_else_all_are_listed():
     known = ("port", "chunking")
     assert suggest("chunkin", known) == 'a known name; did you mean "chunking"?'
+    assert suggest("defaults.port", known) == 'a known name; did you mean "port"?'
     assert suggest("zzz", known) == "one of port, chunking"

@@ -232,4 +232,5 @@ def _as_tried(outcome: Outcome) -> Tried:
         outcome.stage,
         outcome.cause,
         outcome.text,
+        outcome.reply.code if outcome.reply else None,
     )

@@ -215,16 +215,16 @@ class Carrier:
     def _fits(self, flight: _Flight) -> bool:
         """Whether what was said is what would be said to a host that offers what this one does."""
         host, (attempt, group, content) = self._host, flight.job
-        offered, message, facts = host.offered, attempt.message, content.facts
+        agreed, message, facts = host.agreed, attempt.message, content.facts
         recipients = [attempt.recipients[place] for place in group]
         return (
-            not (host.demand.level > TlsLevel.OFF and offered.starttls and not host.has_tls)
-            and (not facts.is_8bit or host.takes(facts))
-            and not 0 < host.most_recipients < len(group)
-            and (host.has_prdr or not flight.prdr)
-            and refuse(message, recipients, facts, host.dialect, host.peer) is None
+            not (host.demand.level > TlsLevel.OFF and host.offered.starttls and not host.has_tls)
+            and (not facts.is_8bit or agreed.takes(facts))
+            and not 0 < agreed.most_recipients < len(group)
+            and (agreed.has_prdr or not flight.prdr)
+            and refuse(message, recipients, facts, agreed.dialect, host.peer) is None
             and flight.would_fit(
-                build(message, recipients, facts, host.dialect, prdr=flight.prdr), host.manner
+                build(message, recipients, facts, agreed.dialect, prdr=flight.prdr), agreed.manner
             )
         )
 
@@ -283,7 +283,7 @@ class Carrier:
             if not flying and host.transactions and not await host.make_ready():
                 # A refused RSET gives the connection up, not the message.
                 return
-            if host.most_domains and not host.admits(
+            if host.agreed.most_domains and not host.admits(
                 _domain_of(todo[0]), goes_on=first is self._latest
             ):
                 return  # its recipients need a connection of their own
@@ -307,7 +307,7 @@ class Carrier:
         host, message = self._host, attempt.message
         content = message.content
         problem = None
-        if content.facts.is_8bit and not host.takes(content.facts):
+        if content.facts.is_8bit and not host.agreed.takes(content.facts):
             try:
                 content = await _in_seven_bit(content)
             except NotConvertibleError as error:
@@ -315,7 +315,7 @@ class Carrier:
             except (OSError, ContentError) as error:
                 problem = _unreadable(error)
         problem = problem or refuse(
-            message, attempt.recipients, content.facts, host.dialect, host.peer
+            message, attempt.recipients, content.facts, host.agreed.dialect, host.peer
         )
         if problem is not None:
             host.report_all(attempt, problem)
@@ -332,8 +332,9 @@ class Carrier:
 
     def _groups(self, attempt: Attempt) -> Iterable[Sequence[int]]:
         """Divide recipients among transactions."""
-        places, most = tuple(attempt.unasked), self._host.most_recipients
-        if not self._host.has_one_domain:
+        places, agreed = tuple(attempt.unasked), self._host.agreed
+        most = agreed.most_recipients
+        if not agreed.has_one_domain:
             if not most or len(places) <= most:
                 return (places,)
             return _pieces(places, most)
@@ -351,13 +352,14 @@ class Carrier:
         recipients: Sequence[Recipient] = attempt.recipients
         if len(group) < len(recipients):
             recipients = [recipients[place] for place in group]
-        is_callout, dialect = attempt.is_callout, host.dialect
+        agreed, is_callout = host.agreed, attempt.is_callout
+        dialect = agreed.dialect
         if is_callout:
             dialect = dialect._replace(size_addition=-1)  # no size of nothing
-        prdr = host.has_prdr and len(group) > 1 and not is_callout
+        prdr = agreed.has_prdr and len(group) > 1 and not is_callout
         envelope = build(message, recipients, content.facts, dialect, prdr=prdr)
         flight = _Flight(
-            envelope, content, host.peer, host.manner, prdr=prdr, is_callout=is_callout
+            envelope, content, host.peer, agreed.manner, prdr=prdr, is_callout=is_callout
         )
         host.transactions = number = host.transactions + 1
         host.recorder.transactions += 1
@@ -580,7 +582,7 @@ class Carrier:
             return self._ask_again(flight, flight.again)
         if flight.doubtful and (attempt.returns or not attempt.lockstep):
             # With nobody accepted it was MAIL that was refused, and no chunk.
-            if self._host.manner.chunking and flight.is_accepted:
+            if self._host.agreed.manner.chunking and flight.is_accepted:
                 self._host.memory.note_bad_chunking()
             attempt.lockstep = attempt.returns = True
             self._drop_jobs_of(attempt)
@@ -604,6 +606,7 @@ class Carrier:
     def _lose(self) -> None:
         """The session ended with transactions in flight."""
         session, is_oldest = self._session, True
+        uses_chunking = self._host.agreed.manner.chunking
         ending = session.loss or SessionLost(Cause.CLOSED, None)
         while self._flying:
             flight = self._flying.popleft()
@@ -626,7 +629,7 @@ class Carrier:
                     is_content_written=is_written,
                     octets=self._written(flight),
                 )
-                if is_written and self._host.manner.chunking and ending.cause is Cause.TIMEOUT:
+                if is_written and ending.cause is Cause.TIMEOUT and uses_chunking:
                     self._host.memory.note_bad_chunking()
                 self._land(flight)
             is_oldest = False

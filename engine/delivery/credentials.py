@@ -56,7 +56,7 @@ async def read_credentials(auth: Auth, timeout: float = DEFAULT_TIMEOUT) -> Cred
     """
     with trio.move_on_after(timeout):
         if auth.password is not None:
-            return Credentials(auth.username, _check(auth.password.get_secret_value(), "password"))
+            return Credentials(auth.username, auth.password.get_secret_value())
         if auth.password_file is not None:
             return Credentials(auth.username, await _read_password(auth.password_file))
         if auth.token_command is not None:

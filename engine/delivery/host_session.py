@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from engine.delivery.agreement import Agreement, agree
 from engine.delivery.attempt import Carriage
-from engine.delivery.envelope import Dialect
 from engine.delivery.host_memory import HostMemory
 from engine.delivery.login import Login
 from engine.delivery.opening import Opening, Terms, say_quit
 from engine.delivery.session_terms import SessionLost
 from engine.delivery.streaming import MOST_REFUSALS, Depth
-from engine.delivery.transaction import Manner
 from engine.delivery.verdict import Trouble, Verdict, judge, lost
 from engine.net.tls_errors import TlsFailed
 from engine.outcome import Cause, Features, Peer, Scope, Status
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from engine.settings import Settings
     from engine.smtp.capabilities import Capabilities
     from engine.smtp.command import Command
-    from engine.smtp.content import ContentFacts
 
 _TLS_TROUBLE: Final = EnhancedStatusCode(4, 7, 5)
 _LOST: Final = EnhancedStatusCode(4, 4, 2)
@@ -72,8 +70,7 @@ class HostSession:
         demand: What TLS with it must be.
         offered: What the host offers; nothing until `greet` has said hello.
         features: What is in force.
-        manner: How transactions are carried out.
-        dialect: How envelopes are written.
+        agreed: How mail is sent to it.
         depth: How many transactions may be in flight.
         takes_streams: Whether it is known, or has shown, to take several in flight.
         transactions: Mail transactions begun.
@@ -82,10 +79,6 @@ class HostSession:
         ending: How the session ended, `done` when it ended with our QUIT; empty before.
         is_confirmed: Whether it has greeted us and taken our hello, so that a session stands.
         retry: How the host should be asked once more, where it could not be used.
-        most_recipients: Recipients in one transaction at most; 0: any number.
-        has_one_domain: Whether the recipients of a transaction must be of one domain.
-        most_domains: Different domains that recipients of the session may be of; 0: any number.
-        has_prdr: Whether a reply for each recipient may be asked for after the content.
         recorder: Counts.
         events: Where events are published.
         journal: Told which contents are about to go out to their end.
@@ -112,8 +105,7 @@ class HostSession:
         self.demand = demand
         self.offered = NO_CAPABILITIES
         self.features = Features()
-        self.manner = Manner()
-        self.dialect = Dialect(NO_CAPABILITIES)
+        self.agreed = Agreement()
         self.depth = Depth(1, is_known=False, round_trip=None, is_possible=False)
         self.transactions = self.refusals = 0
         self.has_refused = False
@@ -137,12 +129,7 @@ class HostSession:
         self.takes_streams = self._takes_quit_behind = False
         self._began = self.now()
         self._hello_seconds = self._tls_seconds = 0.0
-        self._most_transactions = settings.max_messages_per_connection
-        self.most_recipients = settings.max_recipients_per_transaction
-        self.has_one_domain = not settings.multi_domain
-        self.most_domains = 0
         self._domains: set[str] = set()
-        self.has_prdr = False
         self._has_tls = settings.protocol == "smtps"
         self._may_speak_first = False
         self._login = Login(
@@ -282,42 +269,30 @@ class HostSession:
     def _adapt(self, opening: Opening) -> None:
         """Settle how mail is sent to a host that offers this."""
         settings, offered = self.settings, opening.offered
-        is_lmtp = settings.protocol == "lmtp"
-        pipelining = settings.pipelining and offered.pipelining and not self._is_lockstep
-        chunking = (
-            settings.chunking
-            and offered.chunking
-            and not self._is_lockstep
-            and not self.memory.is_bad_at_chunking
-        )
-        self.offered = offered
         mechanism, tls = self._login.mechanism, self.features.tls
+        self.offered = offered
+        self.agreed = agree(
+            settings,
+            offered,
+            is_lockstep=self._is_lockstep,
+            is_bad_at_chunking=self.memory.is_bad_at_chunking,
+            is_authenticated=mechanism is not None,
+            is_verified=tls is not None and tls.verified != "no",
+            # RFC 9422 §6: before TLS somebody else may have said them.
+            limits_count=opening.has_tls or not offered.starttls,
+        )
+        manner = self.agreed.manner
         self.features = replace(
             self.features,
-            pipelining=pipelining,
+            pipelining=manner.pipelining,
             early_pipelining=self._speaks_first,
-            chunking=chunking,
-            lmtp=is_lmtp,
+            chunking=manner.chunking,
+            lmtp=manner.lmtp,
             auth=mechanism,
             dsn=offered.dsn,
         )
-        self.manner = Manner(pipelining, chunking, settings.one_flight_octets, is_lmtp)
-        submitter = settings.authenticated_sender
-        self.dialect = Dialect(
-            offered,
-            settings.size_addition,
-            settings.utf8_downconvert,
-            submitter=str(submitter) if submitter is not None and mechanism is not None else "",
-            ignore_quota=is_lmtp and settings.lmtp_ignore_quota and offered.ignorequota,
-            is_verified=tls is not None and tls.verified != "no",
-        )
-        # LMTP has a reply for each recipient as it is, and no word for the whole.
-        self.has_prdr = settings.prdr and offered.prdr and not is_lmtp
-        if is_lmtp:
+        if manner.lmtp:
             self.session.count_recipients()
-        if opening.has_tls or not offered.starttls:
-            # RFC 9422 §6: before TLS somebody else may have said them.
-            self._heed_limits(offered)
         is_known = opening.is_known_to_stream or offered.pipeconnect
         remembered = self.memory.takes_streams
         self.takes_streams = takes_streams = is_known if remembered is None else remembered
@@ -327,20 +302,8 @@ class HostSession:
             settings.stream_depth,
             is_known=takes_streams,
             round_trip=link.round_trip_seconds if link is not None else None,
-            is_possible=pipelining and not is_lmtp and remembered is not False,
+            is_possible=manner.pipelining and not manner.lmtp and remembered is not False,
         )
-
-    def _heed_limits(self, offered: Capabilities) -> None:
-        """Take over what the host limits (RFC 9422 §3)."""
-        limits, settings = offered.limits, self.settings
-        mailmax, rcptmax = limits.mailmax, limits.rcptmax
-        if mailmax is not None:
-            self._most_transactions = min(mailmax, settings.max_messages_per_connection or mailmax)
-        if rcptmax is not None:
-            most = settings.max_recipients_per_transaction
-            self.most_recipients = min(rcptmax, most or rcptmax)
-        self.has_one_domain |= limits.rcptdomainmax is not None
-        self.most_domains = limits.rcptdomainmax or 0
 
     # -- what surrounds an opening ----------------------------------------------------------
 
@@ -466,18 +429,13 @@ class HostSession:
     @property
     def is_used_up(self) -> bool:
         """Whether the connection has carried as much as settings and host allow."""
-        return 0 < self._most_transactions <= self.transactions or self.refusals >= MOST_REFUSALS
+        most = self.agreed.most_transactions
+        return 0 < most <= self.transactions or self.refusals >= MOST_REFUSALS
 
     @property
     def has_tls(self) -> bool:
         """Whether the connection is over TLS."""
         return self.features.tls is not None
-
-    def takes(self, facts: ContentFacts) -> bool:
-        """Whether an 8-bit content may be sent as it is."""
-        if facts.is_binary:
-            return self.offered.binarymime and self.manner.chunking
-        return self.offered.eight_bit_mime
 
     @property
     def may_pipeline_quit(self) -> bool:
@@ -490,7 +448,7 @@ class HostSession:
         wanted = self.settings.quit_pipelining
         return (
             (self._takes_quit_behind if wanted == "auto" else wanted)
-            and self.manner.pipelining
+            and self.agreed.manner.pipelining
             and not self.has_tls
             and not self.first_words
         )
@@ -506,7 +464,7 @@ class HostSession:
                 we go on with it over the same connection, domain by domain, and a server that minds
                 can say so.
         """
-        is_over = domain not in self._domains and len(self._domains) >= self.most_domains
+        is_over = domain not in self._domains and len(self._domains) >= self.agreed.most_domains
         if is_over and not goes_on:
             return False
         self._domains.add(domain)

@@ -81,6 +81,9 @@ def is_trouble(outcome: Outcome) -> bool:
     """Whether an outcome speaks against all mail to its site for a while."""
     if outcome.status is Status.DELIVERED or outcome.scope is not Scope.HOST:
         return False
+    if any(_was_served(tried.code, tried.stage) for tried in outcome.attempts):
+        # One of its hosts works, and the others may be down for long: mail need not wait for them.
+        return False
     if outcome.reply is not None:
         # RFC 5321 §3.8: 421 may come at any time, when the host must or will not go on.
         return outcome.reply.code == 421 or outcome.stage in (Stage.GREETING, Stage.HELLO)
@@ -88,8 +91,12 @@ def is_trouble(outcome: Outcome) -> bool:
 
 
 def is_sign_of_life(outcome: Outcome) -> bool:
-    """Whether the site took part in a mail transaction, however that ended."""
-    return outcome.reply is not None and outcome.reply.code != 421 and not outcome.stage.is_setup
+    """Whether the host took part in a mail transaction, however that ended."""
+    return _was_served(outcome.reply.code if outcome.reply else None, outcome.stage)
+
+
+def _was_served(code: int | None, stage: Stage) -> bool:
+    return code is not None and code != 421 and not stage.is_setup
 
 
 def _story(failures: int) -> str:

@@ -243,7 +243,8 @@ def open_database(
         if not is_read_only:
             _make(path)
         elif not path.is_file():
-            raise StoreUnusableError(f"{path}: there is no such file")
+            what = "it is a folder" if path.is_dir() else "there is no such file"
+            raise StoreUnusableError(f"{path}: {what}")
         connect = partial(_connect, path, is_read_only=is_read_only)
         connection = _patiently(connect, busy_seconds)
     except OSError as error:
@@ -410,6 +411,8 @@ def translate(error: Exception, path: Path) -> Exception:
     if isinstance(error, apsw.BusyError | apsw.LockedError | apsw.ProtocolError):
         return StoreBusyError(f"{path}: another process holds it for too long")
     if isinstance(error, apsw.CantOpenError):
+        if _is_read_only(path):
+            return StoreReadOnlyError(f"{path}: it must not be written to (a read-only disk)")
         return StoreUnusableError(f"{path}: it cannot be opened ({_why_not(path)})")
     if isinstance(error, apsw.IOError):
         if _free_octets(path) < _FULL_OCTETS:
@@ -434,6 +437,13 @@ def _why_not(path: Path) -> str:
     if not os.access(path.parent, os.W_OK):
         return "its folder must be writable for the log beside it"
     return "the system refused"
+
+
+def _is_read_only(path: Path) -> bool:
+    try:
+        return bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 def _free_octets(path: Path) -> int:

@@ -144,6 +144,9 @@ def settle(
             if policy.unknown is Unknown.HOLD:
                 text = "it may have been delivered, and waits for a person"
                 return _settled(message, index, outcome, now, Result.HELD, text)
+        case Status.FAILED if is_expiry(outcome):
+            text = "given up: its deadline has passed"
+            return _final(policy, message, index, outcome, now, Result.FAILED, text)
         case _:
             pass
     recipient = message.recipients[index]
@@ -187,6 +190,11 @@ def expired(message: LeasedMessage, index: int) -> Outcome:
         enhanced=_EXPIRED,
         text=f"{_EXPIRED} the deadline of the message has passed{before}",
     )
+
+
+def is_expiry(outcome: Outcome) -> bool:
+    """Whether an outcome is one of `expired`: no attempt made it."""
+    return outcome.stage is Stage.POLICY and outcome.enhanced == _EXPIRED
 
 
 def doubtful(message: LeasedMessage, index: int) -> Outcome:

@@ -254,8 +254,9 @@ class SqliteHints(Hints):
             self._memory.put_until(row.kind, row.key, row.value, row.expires)
 
     def _give_up(self, error: Exception) -> None:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
         _log.warning(
-            "hints file %r: %s; hints are kept in memory only", str(self._file.path), error
+            "hints file %r: %s; hints are kept in memory only", str(self._file.path), reason
         )
         self._is_working = False
         self._unwritten.clear()

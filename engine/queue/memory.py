@@ -29,6 +29,7 @@ from engine.queue.memory_records import (
 )
 from engine.queue.store import DEFAULT_OVERDUE, Store
 from engine.queue.values import (
+    CUT_SHORT,
     EVERYBODY,
     Accepted,
     Action,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
     from engine.message import Message
-    from engine.queue.values import Settlement, Submission
+    from engine.queue.values import Entry, Settlement, Submission
 
 _EXPIRED_AT_ONCE: Final = 100
 
@@ -312,6 +313,7 @@ class MemoryStore(Store):
             wish = each.wish
             self._bring_back(each, is_late_welcome=True)
             if wish is None:
+                each.reason = CUT_SHORT
                 self._queue(each, each.due)
             else:
                 self._grant(each, wish, ms(now))
@@ -393,8 +395,16 @@ class MemoryStore(Store):
             for each in self._recipients.values()
             if each.number > after and is_selected(selection, each)
         ]
-        entries = tuple(entry_of(each, self._domains[each.domain]) for each in found[:limit])
+        entries = tuple(self._entry(each) for each in found[:limit])
         return Page(entries, entries[-1].number if len(found) > limit else None)
+
+    def _entry(self, each: KeptRecipient) -> Entry:
+        site = self._domains[each.domain]
+        entry = entry_of(each, site)
+        state = self._lanes.sites.get(site)
+        if state is None:
+            return entry
+        return replace(entry, left_alone_until=state.not_before, left_alone_for=state.reason)
 
     async def counts(self, *, now: float) -> Counts:
         """Count what is there."""

@@ -111,6 +111,8 @@ def _entry(row: Sequence[Any]) -> Entry:
         result=None if row[13] is None else Result(row[13]),
         reason=row[14],
         last=row[15],
+        left_alone_until=row[17] / 1000,
+        left_alone_for=row[18],
     )
 
 
@@ -207,7 +209,7 @@ def _entry_of(envelope: Envelope, row: Sequence[Any]) -> Entry:
         (
             row[0], envelope.id, envelope.reverse_path, row[2], row[5], row[6], row[7],
             envelope.submitted_at, envelope.deadline, envelope.tenant, envelope.job,
-            envelope.priority, row[8], row[9], row[10], row[11], "",
+            envelope.priority, row[8], row[9], row[10], row[11], "", 0, "",
         )
     )  # fmt: skip
 
@@ -259,7 +261,7 @@ def _steer_one(changes: Changes, where: Standing, call: Steering, due: int) -> N
     reason = call.reason or call.action.reason or None
     match call.action:
         case Action.RETRY:
-            changes.queue(where.number, where.place, min(due, call.now))
+            changes.queue(where.number, where.place, min(due, call.now), reason=reason)
         case Action.HOLD:
             changes.hold(where.number, reason)
         case Action.RELEASE:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.queue.sql_lanes import leave_lanes, move_domains, note_sites, open_lanes
-from engine.queue.values import Action, Result, State, to_milliseconds
+from engine.queue.values import CUT_SHORT, Action, Result, State, to_milliseconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -187,7 +187,7 @@ class Changes:
         if where.wish is not None:
             self.wish(where, is_late_welcome=True)
         else:
-            self.queue(where.number, where.place, due, is_late_welcome=True)
+            self.queue(where.number, where.place, due, reason=CUT_SHORT, is_late_welcome=True)
 
     # -- all of it ------------------------------------------------------------------------------
 

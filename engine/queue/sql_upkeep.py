@@ -69,7 +69,10 @@ def check_contents(db: Database, after: int) -> tuple[list[str], int | None]:
     Returns:
         What is wrong, and where the next step begins, if there is one.
     """
-    rows = db.rows("messages_to_check", after=after, limit=_MESSAGES_PER_STEP)
+    try:
+        rows = db.rows("messages_to_check", after=after, limit=_MESSAGES_PER_STEP)
+    except apsw.CorruptError as error:
+        return [f"contents cannot be looked at: {error}"], None
     problems = []
     for number, id, octets, sha256, upload in rows:  # noqa: A001 - the field's word
         try:
@@ -86,6 +89,9 @@ def check_contents(db: Database, after: int) -> tuple[list[str], int | None]:
 
 def check_strays(db: Database, after: int) -> tuple[list[str], int | None]:
     """Look for recipients that belong nowhere; returns as `check_contents` does."""
-    found = db.rows("strays", after=after, limit=_MESSAGES_PER_STEP)
+    try:
+        found = db.rows("strays", after=after, limit=_MESSAGES_PER_STEP)
+    except apsw.CorruptError as error:
+        return [f"recipients cannot be looked at: {error}"], None
     problems = [f"recipient {number}: its state contradicts itself" for number in found]
     return problems, found[-1] if found else None

@@ -65,6 +65,10 @@ class Result(StrEnum):
         return self in (Result.DEFERRED, Result.RELEASED)
 
 
+#: Why a recipient is queued whose lease was lost.
+CUT_SHORT: Final = "the worker was gone before its attempt had ended"
+
+
 class Action(StrEnum):
     """What a person does to recipients."""
 
@@ -102,7 +106,11 @@ class Action(StrEnum):
                 return "held by hand"
             case Action.CANCEL:
                 return "cancelled by hand"
-            case _:
+            case Action.RELEASE:
+                return "released by hand"
+            case Action.RETRY:
+                return "to be tried at once, by hand"
+            case Action.PURGE:
                 return ""
 
 
@@ -388,6 +396,9 @@ class Entry:
         result: How it ended, if it did.
         reason: Why it is where it is, in one line; empty before the first attempt.
         last: Its last outcome as JSON text, or `None`.
+        left_alone_until: Until when its site is backed off; 0.0 where it is not, or was not known
+            when the entry was read.
+        left_alone_for: Why, in one line.
     """
 
     number: int
@@ -406,6 +417,8 @@ class Entry:
     result: Result | None = None
     reason: str = ""
     last: str | None = None
+    left_alone_until: float = 0.0
+    left_alone_for: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the entry as `queue list --json` prints it; times as RFC 3339 §5.6 has them."""
@@ -425,6 +438,8 @@ class Entry:
             "priority": self.priority,
             "site": self.site,
             "result": self.result and self.result.value,
+            "left_alone_until": _moment(self.left_alone_until or None),
+            "left_alone_for": self.left_alone_for,
         }
 
 

@@ -168,9 +168,7 @@ class RouteTable:
     __slots__ = ("rules",)
 
     def __init__(self, rules: Iterable[tuple[str, Sequence[str]]] = ()) -> None:
-        self.rules = tuple(
-            _read_rule(number, match, hosts) for number, (match, hosts) in enumerate(rules, 1)
-        )
+        self.rules = tuple(_read_rule(number, rule) for number, rule in enumerate(rules, 1))
 
     def rule_for(self, domain: str) -> StaticRoute | None:
         """Return the first rule for a domain; `None` means by MX."""
@@ -178,7 +176,11 @@ class RouteTable:
         return next((rule for rule in self.rules if rule.covers(domain)), None)
 
 
-def _read_rule(number: int, match: str, hosts: Sequence[str]) -> StaticRoute:
+def _read_rule(number: int, rule: object) -> StaticRoute:
+    if not isinstance(rule, tuple | list) or len(rule) != 2:
+        pair = 'a pair of what it matches and its hosts, as ("*", ["192.0.2.1"])'
+        raise ValueError(f"route {number} is {rule!r}; allowed: {pair}")
+    match, hosts = rule
     place = f"route {number} (match {match[:300]!r})"
     try:
         prefix = "*." if match.startswith("*.") else ""

@@ -150,7 +150,9 @@ def parse_path(text: str) -> Mailbox:
     """
     opening, closing = text[:1] == "<", text[-1:] == ">"
     if opening != closing:
-        raise AddressSyntaxError(f"{_shown(text)}: angle brackets come in pairs, or not at all")
+        raise AddressSyntaxError(
+            f"{_shown(text)}: angle brackets go around the whole address, or are left out"
+        )
     return parse_mailbox(text[1:-1] if opening else text)
 
 

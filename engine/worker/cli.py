@@ -164,8 +164,8 @@ _WHERE_AND_HOW = (
         type=SetType(),
         multiple=True,
         metavar="KEY=VALUE",
-        help="One setting over those of the configuration; repeatable. The value is read as TOML, else "
-        "taken as text.",
+        help="One setting, for all hosts: over those of the configuration, [[paths]] included; "
+        "repeatable. The value is read as TOML, else taken as text.",
     ),
     click.option(
         "--state",
@@ -186,7 +186,9 @@ def _where_and_how(command: _Command) -> _Command:
 @cli.command(help=_SEND, epilog=_EXITS)
 @click.option("--sender", metavar="ADDR", help='Reverse-path; "<>" or "" is the null path.')
 @click.option(
-    "--message", metavar="FILE", help="The content, RFC 5322; - (default) is standard input."
+    "--message",
+    metavar="FILE",
+    help="The content, RFC 5322; - (default) is standard input. It is sent as it is, with any Bcc.",
 )
 @click.option(
     "--batch", metavar="FILE", help="JSON Lines, one message a line; - is standard input."

@@ -44,10 +44,12 @@ With --json each is an object: "message", "recipient", "state" (queued, leased o
 "next_attempt", "last" (its last outcome, or null), "reason" and what it was submitted with."""
 
 _SHOW = """\
-Show a message: each of its recipients, when it is tried next, and why it is where it is."""
+Show a message and its recipients: their state, and why it is so.
+
+Of each recipient it says when it is tried next, and what became of it last."""
 
 _STATUS = """\
-Show whether the worker runs, what waits for which site, and how that goes."""
+Show whether the worker runs, and what waits, site by site."""
 
 _STATUS_EXITS = """\b
 Exit status:
@@ -59,9 +61,9 @@ Exit status:
   78   bad configuration"""
 
 _CONFIG = """\
-Show every value in effect, and where it comes from: the line of the file, --set, or the default.
+Show every value in effect, and where it comes from.
 
-Of paths only what they change is shown. Secrets are not shown."""
+That is the line of the file, --set, or the default. Of paths only what they change is shown. Secrets are not shown."""
 
 _EXPORT = """\
 Save all messages into a folder, even of a file that is damaged.
@@ -79,17 +81,17 @@ Exit status:
   78   bad configuration"""
 
 _CHECK = """\
-Look whether all that is in the queue can be read, and say what cannot.
+Look whether all that is in the queue can be read.
 
-Reads every content, which takes long; the worker may run meanwhile."""
+Says what cannot be. Reads every content, which takes long; the worker may run meanwhile."""
 
 _WHAT: Final = {
     "retry": (
-        "Try at once, whatever the retry rules say; a back-off of their sites ends.",
+        "Try at once, whatever the retry rules say.\n\nA back-off of the recipients' sites ends.",
         "queue retry --config engine.toml --domain example.net",
     ),
     "hold": (
-        "Keep until released; what is under way is kept unless that attempt ends it.",
+        "Keep until released.\n\nWhat is under way is kept unless that attempt ends it.",
         'queue hold --config engine.toml --job 12 --reason "bad link"',
     ),
     "release": (
@@ -232,8 +234,9 @@ for _name in _WHAT:
 @click.option("--job", metavar="NAME", help="One of its jobs; without it the tenant itself.")
 @click.argument("weight", type=float)
 def weight(*, config: str, tenant: str, job: str | None, weight: float) -> int:
-    """Say how large a share a tenant gets among tenants, or a job among its tenant's jobs.
+    """Say how large a share a tenant, or one of its jobs, gets.
 
+    A tenant has its share among tenants, and a job among its tenant's jobs.
     WEIGHT is above 0; whoever was given none has 1.
     """
     from engine.worker.queue_apply import set_weight

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from engine.worker.share import Share
 
 _RUN = """\
-Run a worker: deliver what is in the queue, and keep trying as the retry rules say.
+Run a worker: deliver what is in the queue, and keep trying.
 
-What was submitted is on disk, and stays there until it is delivered, given up or taken out by hand;
+It tries again as the retry rules say. What was submitted is on disk, and stays there until it is delivered, given up or taken out by hand;
 a worker that was killed goes on where it was. One line on standard output says that it is ready. Log
 lines go to standard error, and every outcome of every attempt to the file that "outcomes" in [worker]
 names; that file may be moved away at any time.

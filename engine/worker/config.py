@@ -91,14 +91,14 @@ class Config:
 
 
 def load_config(path: Path | None, sets: Sequence[str] = ()) -> Config:
-    """Read a configuration file and lay `--set` options over its `[defaults]`.
+    """Read a configuration file and lay `--set` options over its settings, those of paths included.
 
     Blocks: the file and the host's list of services are read.
 
     Args:
         path: The TOML file, or `None` for the defaults alone.
-        sets: `KEY=VALUE` each; the value is read as TOML, else taken as a text.  Of two for one
-            key the last wins.
+        sets: `KEY=VALUE` each; the value is read as TOML, else taken as a text.  It holds for all
+            hosts, whatever `[[paths]]` say.  Of two for one key the last wins.
 
     Raises:
         ConfigError: The configuration is bad; all its problems, in the order of the file.
@@ -117,7 +117,7 @@ def load_config(path: Path | None, sets: Sequence[str] = ()) -> Config:
 def _parse(octets: bytes) -> tuple[Table, dict[str, int]]:
     """Parse TOML and find the line of each key; the error's problem is `LINE: found …`."""
     try:
-        text = octets.decode()
+        text = octets.decode("utf-8-sig")
         return tomllib.loads(text), locate_keys(text)
     except UnicodeDecodeError as error:
         line = octets.count(b"\n", 0, error.start) + 1
@@ -126,7 +126,7 @@ def _parse(octets: bytes) -> tuple[Table, dict[str, int]]:
         what, _, place = str(error).rpartition(" (")
         at = re.fullmatch(r"at line (\d+), column (\d+)\)", place)
         where = f"{at[1]}:{at[2]}" if at else str(octets.count(b"\n") + 1)
-        problem = f"{where}: found {what[:1].lower()}{what[1:]}; allowed a TOML document"
+        problem = f"{where}: found no TOML: {what[:1].lower()}{what[1:]}; allowed a TOML document"
     except (RecursionError, ValueError):
         problem = "1: found a number too long or a value too deep; allowed a TOML document"
     raise ConfigError(problem)
@@ -162,6 +162,7 @@ class _Reader:
         reporter = self.tls_reporter()
         changes = self.changes(sets)
         self.refuse_problems()
+        rules = [_without(rule, changes) for rule in rules]
         table = SettingsTable(Settings.model_validate({**defaults, **changes}), rules)
         self.check_together(table, changes)
         self.refuse_problems()
@@ -197,14 +198,13 @@ class _Reader:
                 if str(problem) in known:
                     continue
                 known.add(str(problem))
+                if problem.key in changes:
+                    self.problems.append((_LAST, f"--set {problem}"))
+                    continue
                 place = f"paths[{indexes[0]}]" if indexes else "defaults"
                 if indexes and f"{place}.{problem.key}" not in self.lines:
                     place = "defaults" if f"defaults.{problem.key}" in self.lines else place
-                if place == "defaults" and problem.key in changes:
-                    text = f"--set {problem.key}: found {problem.found}; allowed {problem.allowed}"
-                    self.problems.append((_LAST, text))
-                else:
-                    self.refuse(f"{place}.{problem.key}", problem.found, problem.allowed)
+                self.refuse(f"{place}.{problem.key}", problem.found, problem.allowed)
 
     def line(self, key: str) -> int:
         """Find the line of a key, else of the nearest table around it, else of what is in it."""
@@ -374,8 +374,10 @@ class _Reader:
                 continue
             value = _read_value(text)
             shown = f"--set {show_key(key)}={'…' if _may_be_secret(key, text) else _plain(text)}"
-            for _, found, allowed in (problems := _setting_problems(key, value)):
-                self.problems.append((_LAST, f"{shown}: found {found}; allowed {allowed}"))
+            for name, found, allowed in (problems := _setting_problems(key, value)):
+                # A key inside a table is a place of its own.
+                place = f"{shown}: {name}" if name.startswith(f"{key}.") else shown
+                self.problems.append((_LAST, f"{place}: found {found}; allowed {allowed}"))
             if not problems:
                 changes[key] = value
                 self.sources[f"defaults.{key}"] = "--set"
@@ -383,6 +385,12 @@ class _Reader:
 
 
 _LAST: Final = float("inf")
+
+
+def _without(rule: PathRule, changes: Table) -> PathRule:
+    """Take out of a rule what `--set` sets: the command line has the last word."""
+    kept = {name: value for name, value in rule.overrides.items() if name not in changes}
+    return PathRule(rule.match, kept)
 
 
 def _setting_problems(name: str, value: object) -> list[tuple[str, str, str]]:

@@ -16,9 +16,9 @@ from engine.paths import MatchKind
 from engine.queue.retry import DEFAULT_STEPS
 from engine.settings import SECRET
 from engine.worker.exits import Exit
+from engine.worker.given import read_config
 from engine.worker.screen import print_to
-from engine.worker.setup import read_config
-from engine.worker.summary import printable
+from engine.worker.summary import Fitting, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -115,17 +115,19 @@ def _plain(value: Any) -> Any:
 
 def _print_table(found: dict[str, tuple[Any, str]]) -> None:
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1), highlight=False)
+    fitting = Fitting(table)
     table.add_column("Key", no_wrap=True)
     table.add_column("Value", overflow="fold", min_width=16)
     table.add_column("From", no_wrap=True)
     for key, (value, place) in found.items():
         shown = "-" if value is None else json.dumps(value, ensure_ascii=False)
         style = "dim" if place == _DEFAULT else ""
-        table.add_row(
-            Text(key),
+        cells = (
             Text(printable(shown), style),
             Text(printable(place.rpartition("/")[2]), style),
         )
+        table.add_row(Text(key), *cells)
+        fitting.rows.append((Text(key), cells))
     parts: list[str] = []
-    print_to(parts.append, _STDOUT, table)
+    print_to(parts.append, _STDOUT, fitting)
     print("".join(parts), end="")

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _BACKLOG: Final = 128
 #: struct ucred: process, user, group.
 _CREDENTIALS: Final = struct.Struct("3i")
+#: sun_path of unix(7), without its last NUL, and what of it is left for a name.
+_MAX_ADDRESS: Final = 107
+_MAX_NAME: Final = 80
 _CONNECT_SECONDS: Final = 10.0
 _PAUSE: Final = 0.05
 
@@ -37,7 +40,11 @@ def _short(path: Path) -> Iterator[str]:
     """Name a file by a path of any length in the 107 octets that an address may have."""
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
+        short = f"/proc/self/fd/{folder}/{path.name}"
+        if len(os.fsencode(short)) > _MAX_ADDRESS:
+            text = f"a name too long for a socket; allowed are {_MAX_NAME} octets, in any folder"
+            raise OSError(errno.ENAMETOOLONG, text, str(path))
+        yield short
     finally:
         os.close(folder)
 

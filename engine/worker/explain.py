@@ -31,10 +31,10 @@ from engine.worker.explain_facts import Result, as_json
 from engine.worker.explain_gather import Scout
 from engine.worker.explain_probe import Prober
 from engine.worker.explain_show import render
+from engine.worker.given import open_state, read_config
 from engine.worker.hosts import read_hosts
 from engine.worker.output import open_output
 from engine.worker.screen import print_to
-from engine.worker.setup import open_state, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

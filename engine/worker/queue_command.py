@@ -12,8 +12,8 @@ import trio
 
 from engine.queue.errors import StoreDamagedError, StoreError, StoreUnusableError
 from engine.worker.exits import Exit
+from engine.worker.given import read_config
 from engine.worker.output import open_output
-from engine.worker.setup import read_config
 from engine.worker.shards import open_shards
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from engine.queue.sqlite import open_store
 from engine.queue.values import MAX_NAME, Selection, State
 from engine.units import timestamp
 from engine.worker.exits import Exit
+from engine.worker.given import read_config
 from engine.worker.queue_command import tell
 from engine.worker.sections import MAX_PROCESSES, shard_file
-from engine.worker.setup import read_config
 from engine.worker.summary import printable
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ Called by the commands that list and show.  All that peers or submitters have ch
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Final
 
 from rich.box import SIMPLE_HEAD
@@ -31,6 +32,10 @@ STYLES: Final = {
     State.LEASED: "green",
     State.HELD: "magenta",
     State.ENDED: "dim",
+}
+_UNTRIED: Final = {
+    State.LEASED: "tried for the first time",
+    State.HELD: "submitted to be held",
 }
 _MAX_TEXT: Final = 300
 
@@ -77,15 +82,26 @@ def entry_table(entries: Sequence[Entry], now: float, *, of_one: bool = False) -
             name,
             Text(entry.state.value, STYLES[entry.state]),
             str(entry.attempts),
-            when(entry.next_attempt, now) if entry.state is not State.LEASED else "under way",
-            Text(why(entry)),
+            when(next_try(entry), now) if entry.state is not State.LEASED else "under way",
+            Text(why(entry, now)),
         )
     return table
 
 
-def why(entry: Entry) -> str:
+def next_try(entry: Entry) -> float | None:
+    """Return when a recipient is tried, in seconds since the epoch; `None`: nobody knows."""
+    if entry.state is not State.QUEUED or entry.next_attempt is None:
+        return entry.next_attempt
+    # Who has been due for very long goes earlier: in doubt this promises too little.
+    return max(entry.next_attempt, entry.left_alone_until)
+
+
+def why(entry: Entry, now: float = math.inf) -> str:
     """Say in one line why a recipient is where it is."""
-    text = printable(entry.reason or last_text(entry) or "not tried yet")
+    text = entry.reason or last_text(entry) or _UNTRIED.get(entry.state, "not tried yet")
+    if entry.left_alone_until > now and next_try(entry) == entry.left_alone_until:
+        text = f"its site is left alone: {entry.left_alone_for}; {text}"
+    text = printable(text)
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
 
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, TypeAlias
 import trio
 
 from engine.worker.exits import Exit, Incidents
+from engine.worker.given import open_state, read_config
 from engine.worker.hosts import read_hosts
 from engine.worker.intake import STDIN, Batch, CommandLine
 from engine.worker.run import Manner, run
-from engine.worker.setup import make_engine, open_state, read_config
+from engine.worker.setup import make_engine
 
 if TYPE_CHECKING:
     from engine.worker.config import Config

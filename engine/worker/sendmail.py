@@ -24,8 +24,10 @@ from engine.content import from_octets
 from engine.message import Message, Recipient
 from engine.smtp.errors import ContentError
 from engine.worker.batch import Wishes
+from engine.worker.descriptors import occupy_standard_descriptors
 from engine.worker.desk import too_large
 from engine.worker.exits import Exit
+from engine.worker.given import read_config
 from engine.worker.headers import (
     completed,
     read_addresses,
@@ -35,7 +37,6 @@ from engine.worker.headers import (
 )
 from engine.worker.intake import STDIN
 from engine.worker.sendmail_flags import Flags, read_flags
-from engine.worker.setup import read_config
 from engine.worker.submit import Letter, new_id, submit_all
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ Usage: delivery-engine-sendmail [FLAGS] [RECIPIENT]...
 
 Put a message from standard input into the queue, as sendmail would.
 
-  -t            send also to those whom To, Cc and Bcc name; take Bcc out
+  -t            send also to those whom To, Cc and Bcc name
   -i, -oi       a line with a lone dot does not end the message
   -f, -r ADDR   the reverse-path; by default the user's; "" and <> are null
   -F NAME       the sender's full name, where From is missing
@@ -71,8 +72,9 @@ Put a message from standard input into the queue, as sendmail would.
   -bp           list the queue
 
 -A, -d, -e, -G, -h, -L, -m, -n, -O, -o, -p, -q, -U, -v and -X are ignored.
-Date, Message-ID and From are added where they are missing. Addresses without a
-domain are of this host. Nothing is taken when an address cannot be used.
+Date, Message-ID and From are added where they are missing; Bcc is taken out.
+Addresses without a domain are of this host. Nothing is taken when an address
+cannot be used.
 
 Exit status: 0 taken; 64 bad usage; 65 bad address, or message; 66 the
 configuration cannot be read; 74 the queue cannot be opened; 75 not taken,
@@ -113,6 +115,7 @@ def sendmail(
 
 def main() -> None:
     """Be the console script `delivery-engine-sendmail`, by whatever name it is called."""
+    occupy_standard_descriptors()
     try:
         status = sendmail(sys.argv[1:], name=Path(sys.argv[0]).name)
     except KeyboardInterrupt:
@@ -240,7 +243,8 @@ class Draft:
             found, wrong = recipients_of(head)
             addresses += found
             problems += wrong
-            head = without_bcc(head)
+        # Also where they are named on the command line: a program may expect it of sendmail.
+        head = without_bcc(head)
         recipients = self._recipients(addresses, problems, flags)
         if not recipients:
             problems.append("found no recipient that can be used; at least one is needed")

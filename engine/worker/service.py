@@ -31,20 +31,24 @@ import trio
 from engine.errors import EngineError
 from engine.nursery import tasks_beside
 from engine.queue.errors import StoreError
+from engine.queue.sql_submit import DEFAULT_RESERVE_OCTETS
 from engine.queue.sqlite import open_store
 from engine.units import timestamp
+from engine.worker.given import open_state
 from engine.worker.lock import hold_lock
-from engine.worker.setup import open_state
+from engine.worker.refusals import explain_refusal
 from engine.worker.share import Share, files_of, share_config
 from engine.worker.shift import Shift
 from engine.worker.signals import heed_signals
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from pathlib import Path
 
     from engine.hints import Hints
     from engine.queue.store import Store
     from engine.worker.config import Config
+    from engine.worker.desk import Desk
     from engine.worker.notify import Notifier
     from engine.worker.process_log import ProcessLog
 
@@ -107,6 +111,7 @@ class Service:
             on_ready: Called with one line when it works for the first time.
         """
         self._config = config
+        self._began_with = config
         self._manner = manner
         self._log = log
         self._notifier = notifier
@@ -114,6 +119,7 @@ class Service:
         self._files = files_of(config, manner.share.number)
         self._began = manner.clock()
         self._shifts: list[Shift] = []
+        self._desk: Desk | None = None
         self._ending = trio.Event()
         self._is_stopping = False
         self._is_reload_wanted = False
@@ -152,6 +158,7 @@ class Service:
             status=self.status,
             max_message_octets=self._config.queue.max_message_octets,
         )
+        self._desk = desk
         # The lock says that nobody else is here: whoever holds leases is gone.
         dead = [owner.name for owner in await store.owners()]
         shift = self._make_shift(self._config, store, hints, dead=dead)
@@ -215,6 +222,8 @@ class Service:
         if self._shifts:
             facts |= self._shifts[-1].report()
             facts["stragglers"] = sum(s.scheduler.tally().out for s in self._shifts[:-1])
+        if problem := _full_disk(self._files.store):
+            facts |= {"healthy": False, "problem": problem}
         return facts
 
     def _description(self) -> str:
@@ -303,7 +312,7 @@ class Service:
     def _take_over(self, config: Config) -> None:
         for section, key in _FIXED:
             before, after = (
-                getattr(getattr(each, section), key) for each in (self._config, config)
+                getattr(getattr(each, section), key) for each in (self._began_with, config)
             )
             if before != after:
                 _log.warning(
@@ -315,6 +324,8 @@ class Service:
                 )
         self._config = config
         self._log.form = config.worker.log
+        if self._desk is not None:
+            self._desk.max_message_octets = config.queue.max_message_octets
         _log.info("the new configuration is in force")
 
     # -- the end ----------------------------------------------------------------------------
@@ -341,8 +352,21 @@ class Service:
         return not (counts.queued or counts.leased or counts.ended)
 
 
+def _full_disk(store: Path) -> str | None:
+    """Say that the store takes nothing in for lack of room, `None` where it does."""
+    try:
+        found = os.statvfs(store.parent)
+    except OSError:
+        return None
+    free = found.f_bavail * found.f_frsize
+    if free >= DEFAULT_RESERVE_OCTETS:
+        return None
+    return f"{free} octets are left on its disk; below {DEFAULT_RESERVE_OCTETS} nothing is taken in"
+
+
 def _refuse(error: EngineError | OSError) -> None:
-    for line in str(error).splitlines():
+    _, text = explain_refusal(error)
+    for line in text.splitlines():
         _log.error("the new configuration is not taken: %s", line)
     _log.error("the configuration stays as it was")
 

@@ -20,13 +20,13 @@ from engine.errors import ConfigError, EngineError
 from engine.nursery import tasks_beside
 from engine.worker.config import load_config
 from engine.worker.exits import Exit
+from engine.worker.given import read_config
 from engine.worker.lock import hold_lock
 from engine.worker.notify import Notifier
 from engine.worker.output import open_output
 from engine.worker.process_log import ProcessLog
 from engine.worker.refusals import RunExit, explain_refusal
 from engine.worker.service import Manner, Service
-from engine.worker.setup import read_config
 from engine.worker.share import Share, files_of, stranded
 from engine.worker.signals import heed_signals
 from engine.worker.supervisor import Supervisor, wait_for_parent_to_go
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 #: A process whose parent was killed may take so long to leave its store to another, in seconds.
 _PATIENCE: Final = 15.0
+
+_STDERR: Final = 2
 
 _log = logging.getLogger("engine.worker")
 
@@ -66,7 +68,7 @@ def run_worker(options: RunOptions) -> int:
 
 
 async def _run(options: RunOptions, config: Config) -> int:
-    async with open_output(sys.stderr.fileno()) as stderr:
+    async with open_output(_STDERR) as stderr:
         log = ProcessLog(stderr, config.worker.log)
         with log.hear_modules():
             return await _Starter(options, config, log).run()
@@ -156,5 +158,4 @@ class _Starter:
         self._is_ready = True
         # Nobody may be reading it.
         with suppress(OSError):
-            sys.stdout.write(f"ready: {text}\n")
-            sys.stdout.flush()
+            print(f"ready: {text}", flush=True)

@@ -30,9 +30,9 @@ from engine.worker.batch import Wishes
 from engine.worker.desk import Refused
 from engine.worker.exits import Exit, Incidents
 from engine.worker.gathering import Gathering
+from engine.worker.given import read_config
 from engine.worker.intake import STDIN, Batch, CommandLine
 from engine.worker.output import open_output
-from engine.worker.setup import read_config
 from engine.worker.shards import open_shards
 from engine.worker.summary import printable
 

@@ -20,7 +20,7 @@ from engine.outcome import Status
 from engine.smtp.reply import show
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
     from engine.outcome import Outcome
     from engine.report.statistics import Statistics
@@ -32,6 +32,8 @@ MAX_TROUBLES: Final = 10
 #: Kinds of trouble told apart; a server that words each refusal differently must not fill memory.
 _MAX_KINDS: Final = 1000
 _MAX_TEXT: Final = 300
+#: Columns a table needs so that its answers can be read.
+_ROOM: Final = 64
 
 #: How each status looks; the words alone say it too, for whoever sees no colours.
 STYLES: Final = {
@@ -144,22 +146,41 @@ def _status(status: Status) -> Text:
     return Text(status.value, style=STYLES[status])
 
 
-def _recipients(summary: Summary) -> Table:
-    table = _table()
+class Fitting:
+    """A table where there is room for one, else its rows one below the other.
+
+    Attributes:
+        table: For a terminal that is wide enough.
+        rows: What each row is about, and the rest of it.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.rows: list[tuple[Text, tuple[Text, ...]]] = []
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width >= _ROOM:
+            yield self.table
+            return
+        for title, rest in self.rows:
+            yield Padding(title, (0, 0, 0, 1))
+            yield Padding(Text(" · ").join(rest), (0, 0, 0, 3))
+
+
+def _recipients(summary: Summary) -> Fitting:
+    fitting = Fitting(table := _table())
     table.add_column("Recipient", overflow="fold", min_width=12)
     table.add_column("Status", no_wrap=True)
     table.add_column("Host", overflow="fold", min_width=8)
     table.add_column("Answer", overflow="fold", min_width=20)
     table.add_column("Seconds", justify="right", no_wrap=True)
     for outcome in summary.rows:
-        table.add_row(
-            Text(printable(outcome.recipient)),
-            _status(outcome.status),
-            Text("-" if outcome.peer is None else printable(outcome.peer.host)),
-            Text(answer(outcome)),
-            f"{outcome.timings.total:.2f}",
-        )
-    return table
+        recipient, status = Text(printable(outcome.recipient)), _status(outcome.status)
+        host = Text("-" if outcome.peer is None else printable(outcome.peer.host))
+        words = Text(answer(outcome))
+        table.add_row(recipient, status, host, words, f"{outcome.timings.total:.2f}")
+        fitting.rows.append((recipient, (status, host, words)))
+    return fitting
 
 
 def _transcripts(summary: Summary) -> list[RenderableType]:
@@ -190,21 +211,19 @@ def _counts(summary: Summary) -> Table:
 def _troubles(summary: Summary) -> list[RenderableType]:
     if not summary.troubles:
         return [Text()]
-    table = _table()
+    fitting = Fitting(table := _table())
     table.add_column("Count", justify="right", no_wrap=True)
     table.add_column("Status", no_wrap=True)
     table.add_column("Host", overflow="fold", min_width=8)
     table.add_column("Most frequent answers", overflow="fold", min_width=20)
     for trouble, count in summary.troubles.most_common(MAX_TROUBLES):
-        table.add_row(
-            f"{count:,}",
-            _status(trouble.status),
-            Text(printable(trouble.host)),
-            Text(summary.texts[trouble]),
-        )
+        number, status = Text(f"{count:,}"), _status(trouble.status)
+        host, words = Text(printable(trouble.host)), Text(summary.texts[trouble])
+        table.add_row(number, status, host, words)
+        fitting.rows.append((Text(" ").join((number, status)), (host, words)))
     rest = len(summary.troubles) - MAX_TROUBLES
     more = [Text(f" and {rest:,} more kinds of answers", "dim")] if rest > 0 else []
-    return [Text(), table, *more, Text()]
+    return [Text(), fitting, *more, Text()]
 
 
 def _last_line(summary: Summary, statistics: Statistics, seconds: float) -> Text:

@@ -20,8 +20,9 @@ from engine.outcome import Status
 from engine.smtp.address import parse_path
 from engine.smtp.errors import AddressSyntaxError
 from engine.worker.exits import Exit, Incidents, exit_status
+from engine.worker.given import open_state, read_config
 from engine.worker.hosts import read_hosts
-from engine.worker.setup import make_engine, open_state, read_config
+from engine.worker.setup import make_engine
 from engine.worker.summary import STYLES, answer, printable
 
 if TYPE_CHECKING:

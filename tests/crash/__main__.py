@@ -12,6 +12,7 @@ status is 1 if anything is not as the worker promises, see `tests.crash.account`
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -43,6 +44,9 @@ def main() -> int:
         is_disk_full=options.disk_full,
         seed=options.seed,
     )
+    # As Ctrl-C, which takes the workers along; also where a shell had that ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     print(f"seed {plan.seed}", flush=True)
     began = time.monotonic()
     try:

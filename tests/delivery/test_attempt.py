@@ -155,7 +155,7 @@ def test_the_hosts_tried_before_are_listed_in_order():
     assert outcome.attempts == (
         Tried("mx1.test", "192.0.2.1", 25, Stage.CONNECT, Cause.REFUSED, REFUSED.text),
         Tried("mx4.test", None, None, Stage.ROUTE, Cause.DNS, "no address"),
-        Tried("mx2.test", "192.0.2.2", 25, Stage.RCPT, Cause.REPLY, GREYLISTED.text),
+        Tried("mx2.test", "192.0.2.2", 25, Stage.RCPT, Cause.REPLY, GREYLISTED.text, 451),
     )
 
 

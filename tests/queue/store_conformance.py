@@ -775,6 +775,9 @@ async def who_was_not_marked_is_queued_again_and_who_was_is_handed_on(store):
         "b@b.test": "leased",
         "c@c.test": "queued",
     }
+    assert {
+        entry.reason for entry in await entries_of(store, states=frozenset({State.QUEUED}))
+    } == {"the worker was gone before its attempt had ended"}
     assert not (await take(store, START + 299)).messages
     assert len(leased_in(await take(store, START + 300))) == 2
     await store.settle(
@@ -895,6 +898,8 @@ async def a_site_that_is_backed_off_keeps_its_mail_and_nobody_elses(store):
     lease = await take(store)
     assert addresses_in(lease) == ["b@two.test"]
     assert lease.next_due == START + 100
+    (entry,) = await entries_of(store, domain="one.test")
+    assert (entry.left_alone_until, entry.left_alone_for) == (START + 100, "421 busy")
     assert not lease.is_clogged
     await store.submit([mail("c@one.test")])
     assert not (await take(store, START + 99)).messages
@@ -1010,6 +1015,8 @@ async def what_is_held_stays_until_it_is_released(store):
     (entry,) = await entries_of(store, states=frozenset({State.HELD}))
     assert (entry.recipient, entry.reason) == ("a@one.test", "stop")
     assert await store.apply(Action.RELEASE, Selection(), now=START + 5) == 1
+    (entry,) = await entries_of(store, states=frozenset({State.QUEUED}))
+    assert entry.reason == "released by hand"
     assert addresses_in(await take(store, START + 5)) == ["a@one.test"]
 
 
@@ -1192,6 +1199,8 @@ async def an_entry_tells_all_that_is_known(store):
         "priority": 2,
         "site": "one.test",
         "result": None,
+        "left_alone_until": None,
+        "left_alone_for": "",
     }
 
 

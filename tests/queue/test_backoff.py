@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from engine.outcome import Cause, Scope, Status
+from engine.outcome import Cause, Scope, Status, Tried
 from engine.queue.backoff import BackOff, is_sign_of_life, is_trouble
 from engine.queue.values import SiteState
 from engine.smtp.stages import Stage
@@ -40,6 +40,23 @@ EXACT = BackOff(jitter=0.0)
 def test_only_what_speaks_of_the_host_is_held_against_the_site(found, trouble, life):
     assert is_trouble(found) is trouble
     assert is_sign_of_life(found) is life
+
+
+@pytest.mark.parametrize(
+    ("stage", "code", "trouble"),
+    [
+        (Stage.RCPT, 451, False),
+        (Stage.FINAL, 452, False),
+        (Stage.RCPT, 421, True),
+        (Stage.GREETING, 554, True),
+        (Stage.CONNECT, None, True),
+    ],
+)
+def test_a_host_that_is_down_says_nothing_of_a_site_whose_other_host_works(stage, code, trouble):
+    cause = Cause.REPLY if code else Cause.TIMEOUT
+    before = Tried("mx1.test", "192.0.2.1", 25, stage, cause, "it", code)
+
+    assert is_trouble(REFUSED._replace(attempts=(before,))) is trouble
 
 
 def test_a_site_is_left_alone_longer_with_each_failure_in_a_row():

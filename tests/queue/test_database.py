@@ -133,6 +133,8 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_folder_is_no_store(tmp_path):
+    with pytest.raises(StoreUnusableError, match="it is a folder"):
+        open_database(tmp_path, is_read_only=True)
     with pytest.raises(StoreUnusableError, match="folder"):
         open_database(tmp_path)
 

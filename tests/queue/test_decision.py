@@ -161,6 +161,7 @@ def test_what_expired_is_failed_with_what_kept_it():
     assert "before it was tried" in fresh.text
     assert "450 at attempt 2" in tried.text
     assert settle(fresh).settlement.result is Result.FAILED
+    assert settle(fresh).text == "given up: its deadline has passed"
 
 
 def test_what_is_in_doubt_is_unknown():

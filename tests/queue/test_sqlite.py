@@ -383,6 +383,24 @@ async def test_a_table_that_is_damaged_is_told_and_the_rest_is_exported(path):
         assert len(found) == 600 - missing + 1
 
 
+@pytest.mark.parametrize("table", ["messages", "recipients"])
+async def test_checking_says_which_table_cannot_be_read(path, table):
+    async with open_store(path) as store:
+        await store.submit([mail(f"u{n}@one.test", id=f"m{n}") for n in range(9)])
+        (page,) = store._committer._db._connection.execute(
+            f"select pageno from dbstat where name = '{table}' limit 1"
+        ).fetchall()[0]
+    data = bytearray(path.read_bytes())
+    data[(page - 1) * 4096 : page * 4096] = b"\xff" * 4096
+    path.write_bytes(data)
+
+    async with open_store(path, is_read_only=True) as store:
+        found = await problems_of(store)
+
+    assert found[0].startswith("the file is damaged")
+    assert any("cannot be looked at" in problem for problem in found[1:])
+
+
 # -- disks --------------------------------------------------------------------------------------
 
 
@@ -414,6 +432,18 @@ def small_disk(folder, size):
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=False)
+
+
+async def test_a_disk_that_is_read_only_is_called_so(tmp_path):
+    with small_disk(tmp_path / "disk", "50m") as disk:
+        async with open_store(disk / "spool.sqlite") as store:
+            await store.submit([mail("a@one.test")])
+        await trio.run_process(["mount", "-o", "remount,ro", str(disk)])
+        with pytest.raises(StoreReadOnlyError, match="a read-only disk"):
+            async with open_store(disk / "spool.sqlite"):
+                pass
+        async with open_store(disk / "spool.sqlite", is_read_only=True) as store:
+            assert await states_of(store) == [("a@one.test", "queued")]
 
 
 async def test_a_disk_that_is_full_loses_nothing_that_was_accepted(tmp_path):

@@ -176,18 +176,18 @@ def test_a_path_may_have_angle_brackets(text):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("<a@b.c", "come in pairs"),
-        ("a@b.c>", "come in pairs"),
-        ("<", "come in pairs"),
-        (">", "come in pairs"),
+        ("<a@b.c", "around the whole address"),
+        ("a@b.c>", "around the whole address"),
+        ("<", "around the whole address"),
+        (">", "around the whole address"),
         ("", 'no "@"'),
         ("<>", 'no "@"'),
         ("<@a,@b:c@d>", "source routes are not supported"),
         ("@a:c@d", "source routes are not supported"),
         ("<<a@b.c>>", "'<' at character 1"),
-        ("Joe <a@b.c>", "come in pairs"),
-        (" <a@b.c>", "come in pairs"),
-        ("<a@b.c> SIZE=1", "come in pairs"),
+        ("Joe <a@b.c>", "around the whole address"),
+        (" <a@b.c>", "around the whole address"),
+        ("<a@b.c> SIZE=1", "around the whole address"),
     ],
 )
 def test_what_is_no_forward_path_is_refused(text, problem):

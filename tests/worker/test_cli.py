@@ -155,3 +155,11 @@ def test_the_demonstration_has_its_defaults(monkeypatch: pytest.MonkeyPatch):
     invoke("demo", "--messages", "7", "--connections", "3")
     assert asked == [(5000, 20), (7, 3)]
     assert "0 is not in the range" in refusal("demo", "--messages", "0")
+
+
+@pytest.mark.parametrize("arguments", [(), ("queue",)])
+def test_each_command_has_one_line_in_the_list_and_none_is_cut(arguments: tuple[str, ...]):
+    help_text = CliRunner().invoke(cli, [*arguments, "--help"], terminal_width=80).output
+    commands = help_text.partition("Commands:\n")[2].splitlines()
+    assert len(commands) >= 10
+    assert all(line.endswith(".") and not line.endswith("...") for line in commands)

@@ -15,6 +15,7 @@ from engine.queue.steps import STEP_ALLOWED
 from engine.report.tlsrpt_form import Reporter
 from engine.routing.table import HOST_FORMS, MATCH_FORMS
 from engine.settings import Settings
+from engine.smtp.mechanisms import MECHANISMS
 from engine.units import DURATION_ALLOWED
 from engine.worker import config as config_module
 from engine.worker.config import Config, load_config, locate_keys
@@ -117,10 +118,10 @@ match = "*"
 steps = ["5m"]
 """)
 
-    config = load_config(path, ["max_connections=7"])
+    config = load_config(path, ["serialize=true"])
 
     assert config.table.defaults == Settings(
-        port=2525, command_timeout=120.0, interface=("192.0.2.1",), max_connections=7
+        port=2525, command_timeout=120.0, interface=("192.0.2.1",), serialize=True
     )
     assert config.table.rules == (
         PathRule("*.example.net", {"max_connections": 2}),
@@ -162,7 +163,9 @@ hosts = "h.test"
     assert sources["routes[0].hosts"] == "engine.toml:12"
 
 
-@pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "[defaults]\n", "[defaults]\r\n"])
+@pytest.mark.parametrize(
+    "text", ["", "\n", "# nothing\n", "[defaults]\n", "[defaults]\r\n", "\ufeff[defaults]\n"]
+)
 def test_an_empty_file_is_a_configuration(write: Write, text: str):
     assert load_config(write(text)).table.defaults == Settings()
 
@@ -201,15 +204,15 @@ def test_a_file_that_cannot_be_read_is_an_os_error(tmp_path: Path):
     [
         (
             "[defaults]\nport = \n",
-            "engine.toml:2:8: found invalid value; allowed a TOML document",
+            "engine.toml:2:8: found no TOML: invalid value; allowed a TOML document",
         ),
         (
             "[defaults]\nport = 1\nport = 2\n",
-            "engine.toml:3:9: found cannot overwrite a value; allowed a TOML document",
+            "engine.toml:3:9: found no TOML: cannot overwrite a value; allowed a TOML document",
         ),
         (
             '[defaults]\ntls = """\n\n',
-            "engine.toml:4: found unterminated string; allowed a TOML document",
+            "engine.toml:4: found no TOML: unterminated string; allowed a TOML document",
         ),
         (
             b"[defaults]\n# caf\xe9\n",
@@ -232,7 +235,7 @@ def test_bad_toml_is_refused_with_its_line(write: Write, text: str | bytes, expe
 
 def test_bad_toml_does_not_hide_a_bad_option(write: Write):
     assert problems(write("port ="), ["keepalive=yes"]) == [
-        "engine.toml:1: found invalid value; allowed a TOML document",
+        "engine.toml:1: found no TOML: invalid value; allowed a TOML document",
         '--set keepalive=yes: found "yes"; allowed true or false',
     ]
 
@@ -525,6 +528,27 @@ def test_set_wins_over_the_file_and_the_last_wins(write: Write):
     assert load_config(path, ["port=27", "port=28"]).table.defaults.port == 28
 
 
+def test_set_wins_over_the_rules_of_single_hosts_too(write: Write):
+    path = write('[[paths]]\nmatch = "*.example.net"\nport = 26\ntls = "verify"\n')
+    config = load_config(path, ["port=27"])
+    (rule,) = config.table.rules
+    assert config.table.settings((0,)).port == 27
+    assert config.table.settings((0,)).tls == "verify"
+    assert rule.overrides == {"tls": "verify"}
+
+
+def test_set_does_not_hide_what_is_wrong_with_a_rule(write: Write):
+    path = write('[[paths]]\nmatch = "*"\nport = 0\n')
+    (problem,) = problems(path, ["port=27"])
+    assert problem.startswith("engine.toml:3: paths[0].port: found 0;")
+
+
+def test_what_cannot_go_with_a_set_is_blamed_on_the_set(write: Write):
+    path = write('[[paths]]\nmatch = "*"\ndane = "require"\ntls = "off"\n')
+    (problem,) = problems(path, ["dane=require"])
+    assert problem.startswith('--set dane: found "require" with tls = "off";')
+
+
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
@@ -562,7 +586,24 @@ def test_set_wins_over_the_file_and_the_last_wins(write: Write):
         ),
         (
             'auth={username="u", password="s3cretW0rd", pasword="s3cretW0rd"}',
-            '--set auth=…: found an unknown name; allowed a known name; did you mean "password"?',
+            (
+                "--set auth=…: auth.pasword: found an unknown name; "
+                'allowed a known name; did you mean "password"?'
+            ),
+        ),
+        (
+            'auth={username="u", password_file="f", mechanisms=["PLAIN", "s3cretW0rd"]}',
+            (
+                "--set auth=…: auth.mechanisms: found an unknown name in place 2; "
+                f"allowed one or more of {', '.join(MECHANISMS)}"
+            ),
+        ),
+        (
+            "auth.username=u",
+            (
+                '--set "auth.username"=…: found an unknown name; '
+                'allowed a known name; did you mean "auth"?'
+            ),
         ),
         (
             'auht={username="u", token="s3cretW0rd"}',

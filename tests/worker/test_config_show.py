@@ -118,3 +118,9 @@ def test_a_configuration_that_cannot_be_used_ends_it(text, status, place, capsys
         place.config.write_text(text)
     assert show_config(str(place.config), []) == status
     assert capsys.readouterr().out == ""
+
+
+def test_on_a_narrow_terminal_no_value_is_missing(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    assert show_config(None, ["port=26"]) == 0
+    assert " defaults.port\n   26 · --set\n" in capsys.readouterr().out

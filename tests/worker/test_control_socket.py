@@ -60,6 +60,13 @@ async def test_a_backlog_that_is_full_is_somebody_s(tmp_path, monkeypatch):
             listen(path)
 
 
+def test_a_name_that_is_too_long_is_refused_with_what_is_allowed(tmp_path):
+    path = tmp_path / ("x" * 100)
+    with pytest.raises(OSError, match="too long for a socket; allowed are 80 octets") as caught:
+        listen(path)
+    assert caught.value.filename == str(path)
+
+
 async def test_only_what_is_ours_is_removed(tmp_path):
     path = tmp_path / "a.sock"
     assert identity(path) is None

@@ -14,6 +14,7 @@ from engine.worker.queue_tables import (
     last_outcomes,
     last_text,
     message_head,
+    next_try,
     span,
     when,
     why,
@@ -91,11 +92,27 @@ def test_a_recipient_s_row_says_where_it_is_and_why():
 def test_why_is_the_reason_else_the_last_outcome():
     last = json.dumps({"text": "450 later"})
     assert why(entry()) == "not tried yet"
+    assert why(entry(state=State.LEASED)) == "tried for the first time"
+    assert why(entry(state=State.HELD)) == "submitted to be held"
     assert why(entry(last=last)) == "450 later"
     assert why(entry(last=last, reason="held by hand")) == "held by hand"
     assert len(why(entry(reason="x" * 1000))) == 300
     for broken in ("no json", "[1]", '{"text": null}'):
         assert last_text(entry(last=broken)) == ""
+
+
+def test_who_waits_for_a_site_that_is_left_alone_is_said_to():
+    alone = {"left_alone_until": START + 90, "left_alone_for": "backed off for 2m: 421 busy"}
+    assert why(entry(reason="421 at attempt 1", **alone), START) == (
+        "its site is left alone: backed off for 2m: 421 busy; 421 at attempt 1"
+    )
+    assert why(entry(reason="r", **alone), START + 90) == "r"
+    assert why(entry(reason="r", state=State.HELD, next_attempt=None, **alone), START) == "r"
+    assert why(entry(reason="r", next_attempt=START + 95, **alone), START) == "r"
+    assert next_try(entry(**alone)) == START + 90
+    assert next_try(entry(next_attempt=START + 95, **alone)) == START + 95
+    assert next_try(entry(state=State.HELD, next_attempt=None, **alone)) is None
+    assert " in 2 m " in shown(entry_table([entry(**alone)], START))
 
 
 def test_nothing_that_others_chose_can_steer_the_terminal():

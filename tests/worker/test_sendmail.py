@@ -79,10 +79,10 @@ async def test_the_null_path_is_a_sender(sender, hand_in, place):
     )
 
 
-async def test_a_bcc_stays_where_nobody_asked_for_the_header_to_be_read(hand_in, place):
+async def test_a_bcc_goes_to_nobody_also_where_the_header_names_no_recipients(hand_in, place):
     await hand_in("a@one.test")
     (stored,) = await place.messages()
-    assert b"Bcc: d@three.test\r\n" in stored.message.content.octets
+    assert b"Bcc" not in stored.message.content.octets
     assert len(stored.entries) == 1
 
 

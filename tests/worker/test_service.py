@@ -247,6 +247,40 @@ async def test_a_new_configuration_comes_into_force(place, caplog):
     assert len(running.said) == 1
 
 
+async def test_what_cannot_change_is_told_by_what_the_worker_began_with(place, caplog):
+    place.configure()
+    async with serving(place) as running:
+        for path in ("other.sqlite", "other.sqlite", "spool.sqlite"):
+            caplog.clear()
+            place.configure(queue=f'path = "{path}"')
+            running.service.reload()
+            await until(lambda: count_of(caplog, IN_FORCE))
+            assert count_of(caplog, "queue.path stays") == (path == "other.sqlite")
+        await running.end()
+
+
+async def test_a_worker_that_takes_nothing_in_for_lack_of_room_says_so(place, monkeypatch):
+    async with serving(place) as running:
+        assert running.service.status()["healthy"] is True
+        monkeypatch.setattr("engine.worker.service.DEFAULT_RESERVE_OCTETS", 1 << 62)
+        status = running.service.status()
+        assert status["healthy"] is False
+        assert "nothing is taken in" in status["problem"]
+        await running.end()
+
+
+async def test_a_new_limit_of_octets_holds_from_then_on(place, caplog):
+    place.configure()
+    async with serving(place) as running:
+        place.configure(queue="max_message_octets = 10")
+        running.service.reload()
+        await until(lambda: count_of(caplog, IN_FORCE))
+        async with open_control(place.folder / "engine.sock") as control:
+            (answer,) = await control.submit([mail("a@x.test", sender="", at=time.time())])
+        assert "allowed are 10 (max_message_octets)" in answer.text
+        await running.end()
+
+
 async def submit_over(place, address):
     """Submit as the command line does, so that the worker hears of it."""
     async with open_control(place.folder / "engine.sock") as control:
@@ -273,7 +307,7 @@ async def test_a_bad_configuration_is_not_taken_and_the_log_says_why(place, capl
         place.config.unlink()
         running.service.reload()
         await until(lambda: count_of(caplog, AS_IT_WAS) == 2)
-        assert count_of(caplog, "No such file or directory") == 1
+        assert count_of(caplog, f"not taken: {place.config}: No such file or directory") == 1
         place.configure()
         await submit_over(place, "a@x.test")
         await until(lambda: len(place.outcomes()) == 1)
@@ -530,8 +564,9 @@ async def test_a_full_disk_stops_the_intake_and_keeps_what_is_there_until_there_
                 fill(disk / "filler")
                 with pytest.raises(StoreFullError):
                     await submit_over(place, "late@x.test")
-                await until(lambda: not running.service.status()["healthy"])
-                assert count_of(caplog, "outcomes cannot be kept: ")
+                assert "octets are left on its disk" in running.service.status()["problem"]
+                await until(lambda: count_of(caplog, "outcomes cannot be kept: "))
+                assert not running.service.status()["healthy"]
                 assert not place.outcomes()
                 (disk / "filler").unlink()
                 await until(lambda: running.service.status()["healthy"])

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -255,3 +258,12 @@ def test_mail_that_nobody_would_be_at_is_not_forgotten(config, capfd):
     status, err = refusal(config, capfd)
     assert status == 78
     assert "spool-2.sqlite: 3 recipients are here, and nobody is at them" in err
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_worker_needs_no_standard_streams(config, processes):
+    config.write_text(f"[worker]\nprocesses = {processes}\n")
+    begin = shlex.join(
+        [sys.executable, "-m", "engine", "run", "--config", str(config), "--until-empty"]
+    )
+    assert subprocess.run(["sh", "-c", f"{begin} <&- >&- 2>&-"], check=False).returncode == 0

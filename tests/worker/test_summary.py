@@ -120,6 +120,23 @@ def test_nothing_sent_says_so():
     assert draw(Summary()) == "No message was sent."
 
 
+def test_on_a_narrow_terminal_rows_stand_one_below_the_other():
+    few = [outcome(), outcome(Status.FAILED, "c@y.test", reply=Reply(550, (b"5.1.1 no user",)))]
+    assert draw(summarise(few), 40).splitlines() == [
+        " b@y.test",
+        "   delivered · mx.y.test · 250 2.1.5 as",
+        "   it is",
+        " c@y.test",
+        "   failed · mx.y.test · 550 5.1.1 no",
+        "   user",
+        "",
+        " 2 recipients in 2.0 s · 1 delivered, 1",
+        " failed · 1,234 connections",
+    ]
+    many = draw(summarise(few * MAX_ROWS), 40)
+    assert " 20 failed\n   mx.y.test · 550 5.1.1 no user\n" in many
+
+
 @pytest.mark.parametrize("count", [1, MAX_ROWS, MAX_ROWS + 1, 1000])
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize("colours", [False, True])

@@ -6,7 +6,7 @@
 select json_group_array(json_array(
     r.number, m.id, m.reverse_path, r.address, r.state, r.attempts, r.due, m.submitted_at,
     m.deadline, m.tenant, m.job, m.priority, s.name, r.result, r.reason, o.record, r.domain,
-    r.message
+    coalesce(s.not_before, 0), coalesce(s.reason, '')
 ) order by r.number)
 from (select * from recipients where number > :after order by number limit :step) as r
 join messages as m on m.number = r.message
@@ -26,7 +26,7 @@ where (:states is null or r.state in (select value from json_each(:states)))
 select json_group_array(json_array(
     r.number, m.id, m.reverse_path, r.address, r.state, r.attempts, r.due, m.submitted_at,
     m.deadline, m.tenant, m.job, m.priority, s.name, r.result, r.reason, o.record, r.domain,
-    r.message
+    coalesce(s.not_before, 0), coalesce(s.reason, '')
 ) order by r.number)
 from (
     select * from recipients

@@ -492,6 +492,8 @@ class HostSession:
         """Say QUIT, if anything can still be said; nothing depends on the answer."""
         loss = self.session.loss
         self.ending = "done" if loss is None else str(loss.cause)
+        # Nor on replies to anything that was said before, should there be any still to come.
+        self.session.hurry(self.settings.quit_timeout)
         await say_quit(self.session)
 
     # -- reporting --------------------------------------------------------------------------

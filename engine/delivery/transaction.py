@@ -26,6 +26,7 @@ from engine.smtp.command import (
     DATA,
     ENDS_OF_CONTENT,
     LONE_DOT,
+    QUIT,
     Answers,
     Kind,
     bdat,
@@ -329,8 +330,9 @@ class Transaction:
         if self._manner.pipelining:
             self._forgive_overflow()
         if answer.reply.code // 100 == 3:
-            # RFC 2920 §3.1: it may come although nobody was accepted.
-            return self._say_content() if self._accepted else self._say_lone_dot()
+            if self._accepted:
+                return self._say_content()
+            return self._say_lone_dot()  # RFC 2920 §3.1: it may come although nobody was accepted
         if self._accepted:
             self._refuse_all(answer)
         return self._end()
@@ -351,6 +353,11 @@ class Transaction:
         Whatever the reply, nothing was delivered and everybody's verdict stands.
         """
         self.is_sent = True
+        if self._manner.lmtp:
+            # RFC 2033 §4.2: a reply for each who was accepted, so none.  Who counts differently
+            # would be misunderstood from here on; nothing more is said, and nothing waited for.
+            self.due = Due.NOTHING
+            return (LONE_DOT, QUIT)
         return self._ask(LONE_DOT)
 
     def _hear_final(self, answer: Answered) -> tuple[Command, ...]:

@@ -124,6 +124,9 @@ TRANSITIONS: Final[Mapping[State, Mapping[tuple[Kind, int], State]]] = {
         (K.BDAT_LAST, OK): S.READY,
     },
     S.RCPT: {
+        # In flight behind a last chunk that was refused, as above.
+        (K.MAIL, NO): S.RCPT,
+        (K.MAIL, OK): S.MAIL,
         (K.RCPT, OK): S.RCPT,
         (K.RCPT, NO): S.RCPT,
         (K.DATA, GO_ON): S.CONTENT,
@@ -131,7 +134,8 @@ TRANSITIONS: Final[Mapping[State, Mapping[tuple[Kind, int], State]]] = {
         (K.BDAT, OK): S.CHUNKS,
         (K.BDAT, NO): S.RCPT,
         (K.BDAT_LAST, OK): S.READY,
-        (K.BDAT_LAST, NO): S.READY,
+        # Most servers end the transaction with it; one that does not know the command does not.
+        (K.BDAT_LAST, NO): S.RCPT,
     },
     # RFC 5321 §4.1.1.4: the end of data clears the buffers whatever the reply says.
     S.CONTENT: {(K.CONTENT, OK): S.READY, (K.CONTENT, NO): S.READY},
@@ -139,7 +143,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[tuple[Kind, int], State]]] = {
         (K.BDAT, OK): S.CHUNKS,
         (K.BDAT, NO): S.RCPT,  # RFC 3030 §2: what was sent is discarded, RSET is due
         (K.BDAT_LAST, OK): S.READY,
-        (K.BDAT_LAST, NO): S.READY,
+        (K.BDAT_LAST, NO): S.RCPT,
     },
     # Early pipelining: what was in flight behind a refused greeting gets 503 (RFC 5321 §3.1).
     S.MUST_QUIT: {
@@ -181,6 +185,7 @@ _HEARD_ONLY: Final = frozenset(
         (S.MAIL, K.DATA),
         (S.MAIL, K.BDAT),
         (S.MAIL, K.BDAT_LAST),
+        (S.RCPT, K.MAIL),
     }
 )
 

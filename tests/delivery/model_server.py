@@ -177,7 +177,8 @@ class Manners:
         lmtp: Whether they speak LMTP.
         extensions: Offered to EHLO.
         prdr: Whether they make use of PRDR where it is asked for.
-        keeps_open: Whether a chunk for nobody leaves the transaction open.
+        keeps_open: Whether a chunk for nobody leaves the transaction open; and one that is refused
+            as an unknown command, where nothing is in flight behind it.
         nested: Whether MAIL in an open transaction begins a new one; else it is refused.
         hurried: Whether commands behind a dot that came with it are refused.
         lenient: Whether DATA for nobody is answered with 354 all the same, and a chunk for nobody
@@ -531,6 +532,8 @@ class Visit:
 
     async def _mail(self, command: Command) -> None:
         trip = self.trips[-1]
+        if self._open is not None and not self._manners.offers("PIPELINING"):
+            self.complaints.append("MAIL in an open transaction, and no need to guess")
         if self._open is not None and not self._manners.nested:
             return await self._answer(command, "503 5.5.1 nested MAIL")
 
@@ -604,6 +607,12 @@ class Visit:
         else:
             take = partial(self._take, trip, opened, accepted)
             await self._answer(content, "250 2.0.0 queued", take, accepted, act=act)
+            # With PIPELINING more may be in flight behind it, on terms that never were agreed to.
+            is_unknown = act in (Act.UNKNOWN_COMMAND, Act.CONFUSED) and not self._manners.offers(
+                "PIPELINING"
+            )
+            if self._manners.keeps_open and is_chunked and is_unknown:
+                return
         self._clear()
 
     async def _answer_each_and_all(self, trip: Trip, opened: Trip, accepted: list[str]) -> None:

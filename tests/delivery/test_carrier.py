@@ -280,6 +280,20 @@ async def test_a_host_that_mishandles_chunks_gets_data_and_is_remembered(code, a
     assert [outcome.attempts for outcome in outcomes] == [(), ()]
 
 
+async def test_after_a_refused_chunk_the_transaction_may_still_be_open(autojump_clock):
+    """Who does not know BDAT holds it for open, and would refuse the next MAIL as nested."""
+    start = greeted("CHUNKING")
+    envelope = f"C: MAIL FROM:<s@me.test>\n{OK}C: RCPT TO:<{{}}>\n{OK}"
+    last = f"C: BDAT {len(CONTENT)} LAST\nC# {len(CONTENT)}\n"
+    script = start + envelope.format(A) + last + "S: 502 5.5.1 what\nC: RSET\n" + FLUSHED
+    script += envelope.format(B) + last + "S: 250 queued\nC: QUIT\nS: 221 bye\n" + NEXT
+    script += start + envelope.format(A) + "C: DATA\nS: 354 go on\nC= content\nS: 250 queued\n"
+    async with scripted(script) as hosts:
+        outcomes = await deliver(hosts, message(A), message(B), **TOGETHER)
+
+    assert sorted(told(outcomes)) == delivered(A, B)
+
+
 async def test_where_the_second_try_in_lockstep_fails_the_next_host_is_asked(autojump_clock):
     script = OPEN + chunk(A) + replies("250 ok", "250 ok", "503 5.5.1 what")
     script += "C: QUIT\nS: 221 bye\n" + NEXT + "! close\n"
@@ -857,6 +871,26 @@ async def test_lmtp_may_refuse_a_content_to_each_before_its_end(verb, reply, dri
         f"{A} failed recipient content reply 552",
         f"{B} failed recipient content reply 552",
     ]
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["S: 221 bye\n", "S: 503 5.5.1 nobody\nS: 221 bye\n", "! stall\n"],
+    ids=["no reply", "a reply", "silence"],
+)
+async def test_lmtp_that_goes_on_for_nobody_is_left_without_waiting(end, drip, autojump_clock):
+    """RFC 2033 §4.2: the end of a content has a reply for each who was accepted, here none."""
+    script = LMTP + lmtp("550 5.1.1 who", "451 4.2.0 busy", "550 5.1.1 who")
+    script += "C= a lone dot\nC: QUIT\n" + end
+    async with scripted(script, drip=drip) as hosts:
+        outcomes = await deliver(hosts, message(A, B, C), options={"protocol": "lmtp"})
+
+    assert told(outcomes) == [
+        f"{A} failed recipient rcpt reply 550",
+        f"{B} deferred recipient rcpt reply 451",
+        f"{C} failed recipient rcpt reply 550",
+    ]
+    assert autojump_clock.current_time() < 10
 
 
 async def test_lmtp_ignores_quotas_where_that_is_offered_and_asked_for(autojump_clock):

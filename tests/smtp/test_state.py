@@ -65,6 +65,8 @@ ROWS = """
     MAIL      MAIL       2  MAIL
     MAIL      MAIL       N  MAIL
 
+    RCPT      MAIL       2  MAIL
+    RCPT      MAIL       N  RCPT
     RCPT      RCPT       2  RCPT
     RCPT      RCPT       N  RCPT
     RCPT      DATA       3  CONTENT
@@ -72,7 +74,7 @@ ROWS = """
     RCPT      BDAT       2  CHUNKS
     RCPT      BDAT       N  RCPT
     RCPT      BDAT_LAST  2  READY
-    RCPT      BDAT_LAST  N  READY
+    RCPT      BDAT_LAST  N  RCPT
 
     CONTENT   CONTENT    2  READY
     CONTENT   CONTENT    N  READY
@@ -80,7 +82,7 @@ ROWS = """
     CHUNKS    BDAT       2  CHUNKS
     CHUNKS    BDAT       N  RCPT
     CHUNKS    BDAT_LAST  2  READY
-    CHUNKS    BDAT_LAST  N  READY
+    CHUNKS    BDAT_LAST  N  RCPT
 
     MUST_QUIT EHLO       N  MUST_QUIT
     MUST_QUIT STARTTLS   N  MUST_QUIT

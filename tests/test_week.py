@@ -412,7 +412,9 @@ def test_what_does_not_pass_ends_after_four_days_and_not_before(week):
         end, settled = told[-1]
         assert settled.settlement.result is Result.FAILED
         assert "no step left" in settled.text
-        assert 4 * DAY <= end - came < 4 * DAY + LAST_WAIT[1] + BACK_OFF
+        # The longest wait, then a back-off of the site; and one more for who falls due as it ends,
+        # and finds that others, just before him, have found the site still down.
+        assert 4 * DAY <= end - came < 4 * DAY + LAST_WAIT[1] + 2 * BACK_OFF
         # Nobody uses his tries up while his site is left alone.
         assert len(told) > 20
 

@@ -218,9 +218,13 @@ class SitePool:
         self._publish(SiteOpened)
         try:
             async with trio.open_nursery() as self._nursery:
-                self._grow()
-                await self._wait_quiet()
-                self.is_closed = True
+                try:
+                    self._grow()
+                    await self._wait_quiet()
+                finally:
+                    # Also when cancelled: as soon as its last task has ended, the nursery takes no
+                    # other one.  What is put from here on waits for the end below.
+                    self.is_closed = True
                 on_closed(self)
                 self._nursery.cancel_scope.cancel()  # patience alone may be left
         finally:
@@ -565,7 +569,7 @@ class SitePool:
 
     def _grow(self) -> None:
         """Start the tasks that the backlog calls for."""
-        if self._nursery is None:
+        if self._nursery is None or self.is_closed:
             return
         free = self._most - self._connections
         if free <= 0 or not self.waiting:

@@ -491,3 +491,24 @@ async def test_a_connection_that_is_never_greeted_keeps_no_mail(autojump_clock):
     assert sorted(outcomes) == sorted(f"r{number} delivered" for number in range(40))
     assert len(far_ends) == 3
     assert took < 5
+
+
+@pytest.mark.parametrize("ticks", range(12))
+@pytest.mark.parametrize("is_busy", [False, True])
+async def test_mail_that_comes_while_a_pool_is_cancelled_is_settled(is_busy, ticks, autojump_clock):
+    """Its own task may have done all it had to, and not have come to say so."""
+    async with serving(lambda _, to: "stall" if to == "slow" else "250 ok") as service:
+        with trio.CancelScope() as outer:
+            async with await running(service, idle_timeout=1) as engine:
+                await submit(engine, "a")
+                assert await receive(engine, 1) == ["a delivered"]
+                if is_busy:
+                    await submit(engine, "slow")
+                await trio.sleep(2)
+                outer.cancel()
+                with trio.CancelScope(shield=True):
+                    for _ in range(ticks):
+                        await trio.lowlevel.cancel_shielded_checkpoint()
+                    await submit(engine, "b")
+                    outcomes = [await receive(engine, 1) for _ in range(1 + is_busy)]
+        assert ["b deferred"] in outcomes

@@ -21,10 +21,11 @@ _EXITS = """\b
 Exit status:
   0    done
   64   bad usage
-  66   the configuration cannot be read, or there is no such message
+  66   the configuration cannot be read
   74   the queue cannot be opened, or is damaged
   75   not done, try again: the queue is busy, the disk full or read only
   78   bad configuration"""
+_SHOW_EXITS = _EXITS.replace("be read\n", "be read, or there is no such message\n", 1)
 
 _QUEUE = """\
 Look at the queue of a worker, and steer it.
@@ -41,7 +42,8 @@ Examples:
   delivery-engine queue list --config engine.toml --state held --json
 
 With --json each is an object: "message", "recipient", "state" (queued, leased or held), "attempts",
-"next_attempt", "last" (its last outcome, or null), "reason" and what it was submitted with."""
+"next_attempt", "last" (its last outcome, or null), "reason", what it was submitted with, and
+"left_alone_until" and "left_alone_for" (where its site is backed off: until when, and why)."""
 
 _SHOW = """\
 Show a message and its recipients: their state, and why it is so.
@@ -169,7 +171,7 @@ def list_(*, config: str, limit: int | None, as_json: bool, **filters: Any) -> i
     return list_queue(ListOptions(config=config, selection=selection, as_json=as_json, limit=limit))
 
 
-@queue.command(help=_SHOW, epilog=_EXITS)
+@queue.command(help=_SHOW, epilog=_SHOW_EXITS)
 @_config
 @_json
 @click.argument("message", metavar="ID")

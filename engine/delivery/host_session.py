@@ -23,7 +23,6 @@ from engine.net.tls_errors import TlsFailed
 from engine.outcome import Cause, Features, Peer, Scope, Status
 from engine.report import events
 from engine.security import TlsLevel
-from engine.smtp.capabilities import NO_CAPABILITIES
 from engine.smtp.command import RSET, Kind
 from engine.smtp.reply import Reply, show
 from engine.smtp.stages import Stage
@@ -68,9 +67,8 @@ class HostSession:
         memory: What is remembered of the host.
         settings: Those that hold for it.
         demand: What TLS with it must be.
-        offered: What the host offers; nothing until `greet` has said hello.
         features: What is in force.
-        agreed: How mail is sent to it.
+        agreed: How mail is sent to it; nothing is offered until `greet` has said hello.
         depth: How many transactions may be in flight.
         takes_streams: Whether it is known, or has shown, to take several in flight.
         transactions: Mail transactions begun.
@@ -103,7 +101,6 @@ class HostSession:
         self.memory = HostMemory(shared.hints, peer)
         self.settings = settings
         self.demand = demand
-        self.offered = NO_CAPABILITIES
         self.features = Features()
         self.agreed = Agreement()
         self.depth = Depth(1, is_known=False, round_trip=None, is_possible=False)
@@ -277,7 +274,6 @@ class HostSession:
         """Settle how mail is sent to a host that offers this."""
         settings, offered = self.settings, opening.offered
         mechanism, tls = self._login.mechanism, self.features.tls
-        self.offered = offered
         self.agreed = agree(
             settings,
             offered,
@@ -438,6 +434,11 @@ class HostSession:
         """Whether the connection has carried as much as settings and host allow."""
         most = self.agreed.most_transactions
         return 0 < most <= self.transactions or self.refusals >= MOST_REFUSALS
+
+    @property
+    def offered(self) -> Capabilities:
+        """What the host offers."""
+        return self.agreed.dialect.offered
 
     @property
     def has_tls(self) -> bool:

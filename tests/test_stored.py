@@ -67,8 +67,7 @@ class StreamingStore(WatchedStore):
     async def lease(self, **which):
         lease = await super().lease(**which)
         streamed = tuple(
-            replace(
-                each,
+            each._replace(
                 message=replace(
                     each.message, content=StreamedContent(each.message.content.octets, piece=1000)
                 ),

@@ -686,9 +686,12 @@ def _is_void(verdict: Verdict, overruling: Verdict) -> bool:
 def _end_of(flight: _Flight) -> tuple[str, list[str]]:
     """Return what the journal is told: a message's id, and who may get it by this content."""
     attempt, group, _ = flight.job
+    recipients, verdicts = attempt.recipients, flight.verdicts
+    if len(group) == 1 and verdicts[0] is None:
+        return attempt.message.id, [recipients[group[0]].address]  # the rule
     return attempt.message.id, [
-        attempt.recipients[place].address
-        for place, verdict in zip(group, flight.verdicts, strict=True)
+        recipients[place].address
+        for place, verdict in zip(group, verdicts, strict=True)
         if verdict is None
     ]
 

@@ -268,6 +268,8 @@ class HostSession:
     def _shown_keywords(self) -> tuple[str, ...]:
         # With early pipelining a host has heard our password before it says them.
         names = tuple(name.encode() for name in self.offered.keywords)
+        if not names:
+            return ()
         return tuple(name.decode() for name in self.session.shown(Reply(250, names)).lines)
 
     def _adapt(self, opening: Opening) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from engine.outcome import Cause, Scope, Status
 from engine.smtp.command import STAGES, Kind
 from engine.smtp.stages import Stage
-from engine.smtp.status import EnhancedStatusCode, read_enhanced
+from engine.smtp.status import EnhancedStatusCode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -172,15 +172,13 @@ _SCOPES: Final[Mapping[Stage, Scope]] = {
 def delivered(reply: Reply, peer: Peer) -> Verdict:
     """Return the verdict on a recipient whose content was accepted (RFC 5321 §4.2.5)."""
     text = f"accepted by {peer.text}: {reply.text}"
-    enhanced = read_enhanced(reply.code, reply.lines[0])
-    return Verdict(Status.DELIVERED, Stage.FINAL, Cause.REPLY, text, None, reply, enhanced)
+    return Verdict(Status.DELIVERED, Stage.FINAL, Cause.REPLY, text, None, reply, reply.enhanced)
 
 
 def accepted(reply: Reply, peer: Peer) -> Verdict:
     """Return the verdict on a recipient that was only asked about, and would be taken."""
     text = f"would be accepted by {peer.text}: {reply.text}"
-    enhanced = read_enhanced(reply.code, reply.lines[0])
-    return Verdict(Status.ACCEPTED, Stage.RCPT, Cause.REPLY, text, None, reply, enhanced)
+    return Verdict(Status.ACCEPTED, Stage.RCPT, Cause.REPLY, text, None, reply, reply.enhanced)
 
 
 def unsupported(

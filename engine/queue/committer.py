@@ -3,7 +3,8 @@
 Used by `engine.queue.sqlite`.  A task hands in an operation and waits; the thread takes all that
 have gathered, does them in one transaction, and wakes their tasks when it is on disk.  While the
 disk is busy with one group the next one gathers, so there is nothing to tune.  Operations of one
-kind are done by one call, because what takes a statement for each takes one for all.
+kind are done by one call, because what takes a statement for each takes one for all.  Those that
+connections stand still for go before the others of their group.
 
 An operation that fails takes nobody along: the group is done again then, each in a savepoint.
 """
@@ -45,11 +46,14 @@ class Kind(Generic[_A, _R]):
         apply: Does all operations of this kind in a group: takes their arguments, and returns for
             each what it is to return, or an exception it is to raise.
         is_read: Whether it changes nothing.
+        is_urgent: Whether it is quick, and connections stand still for it: it goes to the disk
+            before the rest of its group.
     """
 
     name: str
     apply: Callable[[Database, Sequence[_A]], Sequence[_R | Exception]]
     is_read: bool = False
+    is_urgent: bool = False
 
 
 def one_by_one(
@@ -169,10 +173,7 @@ class Committer:
             token.run_sync_soon(self._is_open.set)
         try:
             while (group := self._take()) is not None:
-                try:
-                    self._do(group)
-                finally:
-                    token.run_sync_soon(_wake, group)
+                self._do(group, token)
         finally:
             self._db.close()
 
@@ -190,14 +191,21 @@ class Committer:
         self._waiting.put(None)  # for the next time
         return taken or None
 
-    def _do(self, group: list[_Operation]) -> None:
-        reads = [each for each in group if each.kind.is_read]
-        writes = [each for each in group if not each.kind.is_read]
-        # Apart: reading works on a disk that is full or read only.
-        for part, is_read in ((writes, False), (reads, True)):
+    def _do(self, group: list[_Operation], token: trio.lowlevel.TrioToken) -> None:
+        urgent: list[_Operation] = []
+        writes: list[_Operation] = []
+        reads: list[_Operation] = []
+        for each in group:
+            kind = each.kind
+            (urgent if kind.is_urgent else reads if kind.is_read else writes).append(each)
+        # Reading apart: it works on a disk that is full or read only.
+        for part, is_read in ((urgent, False), (writes, False), (reads, True)):
             if part:
-                self._do_together(part, is_read=is_read)
-        self.commits += 1
+                try:
+                    self._do_together(part, is_read=is_read)
+                finally:
+                    token.run_sync_soon(_wake, part)
+                self.commits += 1
         self.operations += len(group)
 
     def _do_together(self, group: list[_Operation], *, is_read: bool) -> None:

@@ -8,7 +8,6 @@ Not here: what the statements mean.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import apsw
+from pydantic_core import from_json
 
 from engine.queue.errors import (
     StoreBusyError,
@@ -115,7 +115,7 @@ class Database:
     def rows(self, name: str, /, **bindings: Any) -> list[Any]:
         """Run a statement that returns one JSON array, and return its items."""
         for (text,) in self._connection.execute(self._statements[name], bindings):
-            found: list[Any] = json.loads(text)
+            found: list[Any] = from_json(text, cache_strings="none")
             return found
         return []
 

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from enum import StrEnum
 from random import Random
-from typing import TYPE_CHECKING, Any, Final, Protocol, assert_never
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, assert_never
 
 from engine.outcome import Cause, Outcome, Scope, Status
 from engine.queue.retry import GiveUp, History, RetryAt, RetryRules, decide
@@ -79,8 +79,7 @@ class Policy:
     wants_report: WantsReport = never
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(NamedTuple):
     """An outcome, and what it makes of its recipient.
 
     Attributes:
@@ -106,13 +105,12 @@ class Settled:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record of the outcome log, but for its time."""
-        return {
-            **self.outcome.as_dict(),
-            "attempt": self.recipient.attempts,
-            "final": self.is_final,
-            "next_attempt": self.next_attempt,
-            "decision": self.text,
-        }
+        record = self.outcome.as_dict()
+        record["attempt"] = self.recipient.attempts
+        record["final"] = self.is_final
+        record["next_attempt"] = self.next_attempt
+        record["decision"] = self.text
+        return record
 
 
 def settle(
@@ -252,16 +250,8 @@ def _settled(
 ) -> Settled:
     recipient = message.recipients[index]
     is_kept = report or not result.is_final
-    settlement = Settlement(
-        lease=message.lease,
-        recipient=recipient.number,
-        result=result,
-        due=due,
-        wait=wait,
-        reason=text,
-        last=record_of(outcome, now) if is_kept else None,
-        report=report,
-    )
+    last = record_of(outcome, now) if is_kept else None
+    settlement = Settlement(message.lease, recipient.number, result, due, wait, text, last, report)
     next_attempt = due if result.is_queued else None
     return Settled(outcome, message, recipient, settlement, next_attempt, text)
 

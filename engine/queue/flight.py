@@ -18,20 +18,21 @@ _Name: TypeAlias = tuple[str, str]
 
 
 class Out(NamedTuple):
-    """A leased recipient: a message as it was leased, and a place in it."""
+    """A leased recipient: a message as it was leased, a place in it, and who stands there."""
 
     message: LeasedMessage
     place: int
-
-    @property
-    def recipient(self) -> LeasedRecipient:
-        """The recipient as the store knows it."""
-        return self.message.recipients[self.place]
+    recipient: LeasedRecipient
 
     @property
     def domain(self) -> str:
         """Its routing domain."""
         return self.message.message.recipients[self.place].mailbox.routing_domain
+
+
+def outs_of(message: LeasedMessage) -> list[Out]:
+    """Return all recipients of a leased message."""
+    return [Out(message, place, each) for place, each in enumerate(message.recipients)]
 
 
 class Flight:
@@ -56,11 +57,12 @@ class Flight:
 
     def add(self, message: LeasedMessage) -> None:
         """Add all recipients of a leased message."""
-        for index, recipient in enumerate(message.recipients):
-            name = (message.message.id, recipient.address)
-            self._by_name.setdefault(name, []).append(Out(message, index))
+        outs, name = outs_of(message), message.message.id
+        for out in outs:
+            recipient = out.recipient
+            self._by_name.setdefault((name, recipient.address), []).append(out)
             self.of_site[recipient.site] += 1
-        self._count += len(message.recipients)
+        self._count += len(outs)
 
     def find(self, message: str, addresses: Iterable[str]) -> list[Out]:
         """Return those of a message that are out under these addresses."""
@@ -76,17 +78,16 @@ class Flight:
 
     def take(self, message: str, address: str) -> Out | None:
         """Take out the first that bears this name; `None` where there is none (any more)."""
-        name = (message, address)
-        waiting = self._by_name.get(name)
-        if not waiting:
+        waiting = self._by_name.pop((message, address), None)
+        if waiting is None:
             return None
-        out = waiting.pop(0)
-        if not waiting:
-            del self._by_name[name]
+        out, *others = waiting
+        if others:
+            self._by_name[message, address] = others
         self._count -= 1
-        recipient = out.recipient
-        self._marked.discard(recipient.number)
-        self.of_site[recipient.site] -= 1
-        if not self.of_site[recipient.site]:
-            del self.of_site[recipient.site]
+        site = out.recipient.site
+        self._marked.discard(out.recipient.number)
+        left = self.of_site[site] = self.of_site[site] - 1
+        if not left:
+            del self.of_site[site]
         return out

@@ -27,10 +27,10 @@ import trio
 
 from engine.errors import EngineClosedError
 from engine.queue import decision
-from engine.queue.backoff import BackOff
+from engine.queue.backoff import BackOff, is_trouble
 from engine.queue.decision import Policy, Settled
 from engine.queue.errors import StoreError
-from engine.queue.flight import Flight, Out
+from engine.queue.flight import Flight, Out, outs_of
 from engine.queue.settler import FIRST_PAUSE, LAST_PAUSE, Settler
 from engine.queue.values import Lease, LeasedMessage, Settlement, SiteState
 
@@ -265,8 +265,8 @@ class Scheduler:
         )
         count = 0
         for message in recovered.doubtful:
-            for index in range(len(message.recipients)):
-                self._conclude(Out(message, index), decision.doubtful(message, index))
+            for out in outs_of(message):
+                self._conclude(out, decision.doubtful(message, out.place))
                 count += 1
         if recovered.released or count:
             _log.warning(
@@ -367,8 +367,8 @@ class Scheduler:
             self._leased += len(message.recipients)
         for message in lease.expired:
             self._leased += len(message.recipients)
-            for index in range(len(message.recipients)):
-                self._conclude(Out(message, index), decision.expired(message, index))
+            for out in outs_of(message):
+                self._conclude(out, decision.expired(message, out.place))
         nothing = not lease.messages and not lease.expired and not lease.is_clogged
         # While anybody was out, he may have been queued again behind its back.
         is_idle = is_quiet and nothing and lease.next_due is None
@@ -448,6 +448,8 @@ class Scheduler:
         self._settler.add(decision.settle(self._policy, out.message, out.place, outcome, now))
 
     def _judge_site(self, out: Out, outcome: Outcome, now: float) -> None:
+        if not self._sites and not is_trouble(outcome):
+            return  # all sites are well, and stay it
         leased_as = out.recipient.site
         name = self._routes.get(out.domain, leased_as)
         state = self._sites.get(name) or self._sites.get(leased_as) or SiteState(name=name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from engine.queue.values import Settlement, SiteState
 
 #: Recipients settled at a time.
-_BATCH: Final = 500
+_BATCH: Final = 1000
 #: While the store fails, the next try is so many seconds away, at first and at most.
 FIRST_PAUSE: Final = 0.5
 LAST_PAUSE: Final = 30.0
@@ -124,7 +125,7 @@ class Settler:
 
     async def _settle_batch(self) -> None:
         """Settle some of what waits; what is not settled in the end still waits."""
-        batch = [self._waiting[index] for index in range(min(len(self._waiting), _BATCH))]
+        batch = list(islice(self._waiting, _BATCH))
         settlements = [each.settlement if isinstance(each, Settled) else each for each in batch]
         sites, routes = self._sites, self._routes
         self._sites, self._routes = {}, {}

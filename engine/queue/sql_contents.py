@@ -118,7 +118,7 @@ def content_of(envelope: Envelope, octets: bytes | None, read: ReadPieces) -> Co
 def read_envelopes(db: Database, messages: Sequence[int]) -> dict[int, Envelope]:
     """Return the rows of messages by number."""
     found = db.rows("messages_of", messages=json.dumps(messages))
-    return {row[0]: Envelope(*row) for row in found}
+    return {row[0]: Envelope._make(row) for row in found}
 
 
 def read_contents(db: Database, envelopes: Mapping[int, Envelope]) -> dict[int, bytes]:

@@ -19,10 +19,10 @@ from engine.queue.sql_lanes import leave_lanes
 from engine.queue.sql_rows import Envelope, Taken, make_leased
 from engine.queue.sql_settle import Changes, Standing
 from engine.queue.turns import Share, Turns, allowance, eligible_at
-from engine.queue.values import Lease, LeasedMessage, Owner, Recovered, SiteState
+from engine.queue.values import LeasedMessage, Owner, Recovered, SiteState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from engine.queue.database import Database
     from engine.queue.sql_contents import ReadPieces
@@ -73,20 +73,63 @@ class _Lane(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Harvest:
-    """What a lease has gathered so far."""
+class Harvest:
+    """What a lease has gathered: rows, of which whoever asked makes values (`leased`).
 
+    Attributes:
+        number: The lease, 0 as long as nobody is under it.
+        taken: Recipients to be tried, as they were before, each with its site.
+        expired: The same of those who are past their deadline.
+        read: Messages that were looked at.
+        envelopes: The rows of messages by number.
+        contents: Small contents by the number of their message.
+        sites: As `Lease.sites`.
+        next_due: As `Lease.next_due`.
+        is_clogged: As `Lease.is_clogged`.
+    """
+
+    number: int = 0
     taken: list[tuple[Taken, str]] = field(default_factory=list)
     expired: list[tuple[Taken, str]] = field(default_factory=list)
     read: set[int] = field(default_factory=set)
     envelopes: dict[int, Envelope] = field(default_factory=dict)
     contents: dict[int, bytes] = field(default_factory=dict)
     sites: dict[str, SiteState] = field(default_factory=dict)
+    next_due: float | None = None
+    is_clogged: bool = False
 
 
-def lease(db: Database, request: Leasing) -> Lease:
+def lease(db: Database, request: Leasing) -> Harvest:
     """Take what is due."""
     return _Leaser(db, request).run()
+
+
+def leased(
+    harvest: Harvest,
+    taken: Iterable[tuple[Taken, str]],
+    *,
+    read: ReadPieces,
+    now: int,
+    counted: int,
+) -> Iterator[LeasedMessage]:
+    """Yield what was taken, message by message.
+
+    Not in the thread of the store, where others wait for what takes a moment each.
+
+    Args:
+        harvest: What a lease has gathered.
+        taken: Its `taken` or its `expired`.
+        read: Reads what is not in `Harvest.contents`.
+        now: The time of the lease, in milliseconds.
+        counted: 1 where the lease counts as an attempt, else 0.
+    """
+    by_message: dict[int, list[tuple[Taken, str]]] = {}
+    for row, site in taken:
+        by_message.setdefault(row.message, []).append((row, site))
+    for number, rows in by_message.items():
+        envelope = harvest.envelopes[number]
+        content = content_of(envelope, harvest.contents.get(number), read)
+        yield make_leased(envelope, rows, content, lease=harvest.number, now=now, counted=counted)
 
 
 class _Leaser:
@@ -95,16 +138,15 @@ class _Leaser:
     def __init__(self, db: Database, request: Leasing) -> None:
         self._db = db
         self._request = request
-        self._number = 0
         self._seats = request.seats
         self._turns = Turns()
         self._jobs: dict[Share, int] = {}
         # How many recipients a lane gives: a guess at first.
         self._yield = 4
         self._out: dict[int, int] = {}
-        self._harvest = _Harvest()
+        self._harvest = Harvest()
 
-    def run(self) -> Lease:
+    def run(self) -> Harvest:
         self._turns.clocks = dict(self._db.rows("clocks"))
         self._take_expired()
         is_more = self._line_up()
@@ -114,42 +156,24 @@ class _Leaser:
                 is_found = self._take_some()
                 if not is_found or self._seats <= 0:
                     break
-        return self._result(is_more=is_more)
+        self._look_ahead(is_more=is_more)
+        return self._harvest
 
-    def _result(self, *, is_more: bool) -> Lease:
+    def _look_ahead(self, *, is_more: bool) -> None:
         harvest, request = self._harvest, self._request
         *coming, is_ready = self._db.row("outlook") or (None, None, 0)
         dues = [due for due in coming if due is not None]
         is_short = bool(is_ready) and self._seats <= 0
         if is_more or is_short:
             dues.append(request.now)
-        return Lease(
-            number=self._number,
-            messages=self._gather(harvest.taken, counted=1),
-            expired=self._gather(harvest.expired, counted=0),
-            sites=harvest.sites,
-            next_due=min(dues) / 1000 if dues else None,
-            is_clogged=bool(is_ready) and not is_short,
-        )
-
-    def _gather(
-        self, taken: Sequence[tuple[Taken, str]], *, counted: int
-    ) -> tuple[LeasedMessage, ...]:
-        request = self._request
-        return _gather(
-            self._harvest,
-            taken,
-            read=request.read,
-            lease=self._number,
-            now=request.now,
-            counted=counted,
-        )
+        harvest.next_due = min(dues) / 1000 if dues else None
+        harvest.is_clogged = bool(is_ready) and not is_short
 
     # -- what is past its deadline ------------------------------------------------------------
 
     def _take_expired(self) -> None:
         rows = self._db.rows("recipients_expired", now=self._request.now, limit=_EXPIRED_AT_ONCE)
-        found = [Taken(*row) for row in rows]
+        found = [Taken._make(row) for row in rows]
         if found:
             # Their contents may be as they like: these are not delivered any more.
             wanted = list({row.message for row in found})
@@ -206,7 +230,7 @@ class _Leaser:
         request = self._request
         full = [site for site, out in self._out.items() if self._allowance(out) == 0]
         lanes = [
-            _Lane(*row)
+            _Lane._make(row)
             for row in self._db.rows(
                 "lanes_next",
                 full=json.dumps(full),
@@ -222,7 +246,7 @@ class _Leaser:
                 for each in group
             ]
             for row in self._db.rows("recipients_next", rows=json.dumps(befores), limit=most):
-                offers[row[0]].append(Taken(*row))
+                offers[row[0]].append(Taken._make(row))
         chosen = {each.number: self._choose(each, offers[each.number]) for each in lanes}
         everybody = [row for rows in chosen.values() for row in rows]
         damaged = self._read(everybody)
@@ -263,13 +287,13 @@ class _Leaser:
 
     def _take(self, rows: Sequence[Taken], *, count: int) -> None:
         request = self._request
-        if not self._number:
+        if not self._harvest.number:
             self._db.run("insert_lease", owner=request.owner, deadline=request.deadline)
-            self._number = self._db.last_number()
+            self._harvest.number = self._db.last_number()
         self._db.run(
             "take_recipients",
             numbers=json.dumps([row.number for row in rows]),
-            lease=self._number,
+            lease=self._harvest.number,
             count=count,
             now=request.now,
             retry_at=request.retry_at,
@@ -333,31 +357,6 @@ class _Leaser:
 def hold_damaged(db: Database, messages: Sequence[int]) -> None:
     """Hold what is queued of messages whose content cannot be used, for a person."""
     db.run("hold_damaged", messages=json.dumps(messages), reason=DAMAGED)
-
-
-def _gather(
-    harvest: _Harvest,
-    taken: Sequence[tuple[Taken, str]],
-    *,
-    read: ReadPieces,
-    lease: int,
-    now: int,
-    counted: int,
-) -> tuple[LeasedMessage, ...]:
-    by_message: dict[int, list[tuple[Taken, str]]] = {}
-    for row, site in taken:
-        by_message.setdefault(row.message, []).append((row, site))
-    return tuple(
-        make_leased(
-            harvest.envelopes[number],
-            rows,
-            content_of(harvest.envelopes[number], harvest.contents.get(number), read),
-            lease=lease,
-            now=now,
-            counted=counted,
-        )
-        for number, rows in by_message.items()
-    )
 
 
 def _site_state(lane: _Lane) -> SiteState:
@@ -444,7 +443,7 @@ def recover(db: Database, request: Recovering) -> Recovered:
 
 def _adopt(db: Database, request: Recovering, leases: str) -> tuple[LeasedMessage, ...]:
     """Put recipients that were marked under a lease of ours, marks and all."""
-    rows = [Taken(*row) for row in db.rows("recipients_doubtful", leases=leases)]
+    rows = [Taken._make(row) for row in db.rows("recipients_doubtful", leases=leases)]
     if not rows:
         return ()
     db.run("insert_lease", owner=request.owner, deadline=request.deadline)
@@ -452,12 +451,12 @@ def _adopt(db: Database, request: Recovering, leases: str) -> tuple[LeasedMessag
     numbers = [row.number for row in rows]
     db.run("adopt_recipients", lease=lease, numbers=json.dumps(numbers))
     db.run("insert_marks", rows=json.dumps([(lease, number) for number in numbers]))
-    harvest = _Harvest()
+    harvest = Harvest(number=lease)
     wanted = list(dict.fromkeys(row.message for row in rows))
     # Their contents are not read: a damaged one must not keep the others from being recovered.
     harvest.envelopes = read_envelopes(db, wanted)
     doubtful = [(row, row.domain) for row in rows]
-    return _gather(harvest, doubtful, read=request.read, lease=lease, now=request.now, counted=0)
+    return tuple(leased(harvest, doubtful, read=request.read, now=request.now, counted=0))
 
 
 def set_weight(db: Database, tenant: str, job: str | None, weight: float) -> None:

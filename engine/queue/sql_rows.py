@@ -74,8 +74,9 @@ class Taken(NamedTuple):
 
 def make_recipient(address: str, notify: str, orcpt: str | None) -> Recipient:
     """Return the recipient a row stands for."""
-    words = cast("list[Notify]", notify.split(",") if notify else [])
-    return Recipient.parse(address, words, orcpt)
+    if not notify:
+        return Recipient.parse(address, (), orcpt)
+    return Recipient.parse(address, cast("list[Notify]", notify.split(",")), orcpt)
 
 
 def make_message(
@@ -113,25 +114,29 @@ def make_leased(
         now: The time, in milliseconds.
         counted: 1 where the lease counts as an attempt, else 0.
     """
-    recipients = tuple(make_recipient(row.address, row.notify, row.orcpt) for row, _ in taken)
-    return LeasedMessage(
-        message=make_message(envelope, recipients, content),
-        recipients=tuple(
+    recipients, leased = [], []
+    for row, site in taken:
+        recipients.append(make_recipient(row.address, row.notify, row.orcpt))
+        first_attempt_at = (row.first_attempt_at or now) / 1000
+        attempts = row.attempts + counted
+        leased.append(
             LeasedRecipient(
-                number=row.number,
-                address=row.address,
-                site=site,
-                attempts=row.attempts + counted,
-                first_attempt_at=(row.first_attempt_at or now) / 1000,
-                wait=row.wait / 1000,
-                reason=row.reason,
+                row.number,
+                row.address,
+                site,
+                attempts,
+                first_attempt_at,
+                row.wait / 1000,
+                row.reason,
             )
-            for row, site in taken
-        ),
-        lease=lease,
-        submitted_at=envelope.submitted_at / 1000,
-        deadline=None if envelope.deadline is None else envelope.deadline / 1000,
-        tenant=envelope.tenant,
-        job=envelope.job,
-        priority=envelope.priority,
+        )
+    return LeasedMessage(
+        make_message(envelope, tuple(recipients), content),
+        tuple(leased),
+        lease,
+        envelope.submitted_at / 1000,
+        None if envelope.deadline is None else envelope.deadline / 1000,
+        envelope.tenant,
+        envelope.job,
+        envelope.priority,
     )

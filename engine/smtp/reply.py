@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from engine.smtp.errors import RemoteProtocolError
-from engine.smtp.status import EnhancedStatusCode, read_enhanced
+from engine.smtp.status import read_enhanced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from engine.smtp.status import EnhancedStatusCode
 
 #: RFC 5321 §4.5.3.1.5 allows 512 octets with CRLF; deployed servers exceed it.
 MAX_LINE_OCTETS: Final = 8 * 1024
@@ -39,10 +41,16 @@ class Reply:
     Attributes:
         code: Three digits, 200 to 599.
         lines: The text of each line as octets, without code, separator and line end.
+        enhanced: The enhanced status code that leads the text and agrees with the code, if any;
+            read once, for every outcome shows it.
     """
 
     code: int
     lines: tuple[bytes, ...] = (b"",)
+    enhanced: EnhancedStatusCode | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "enhanced", read_enhanced(self.code, self.lines[0]))
 
     @property
     def severity(self) -> int:
@@ -53,11 +61,6 @@ class Reply:
     def is_positive(self) -> bool:
         """Whether the reply says success."""
         return 200 <= self.code < 300
-
-    @property
-    def enhanced(self) -> EnhancedStatusCode | None:
-        """The enhanced status code that leads the text and agrees with the code, if any."""
-        return read_enhanced(self.code, self.lines[0])
 
     @property
     def text(self) -> str:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 # RFC 3463 §2: class "." subject "." detail, at most three digits each and no leading zeros.
 _PATTERN: Final = re.compile(rb"([245])\.(0|[1-9]\d{0,2})\.(0|[1-9]\d{0,2})")
 _LONGEST: Final = len(b"5.999.999 ")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class EnhancedStatusCode:
+class EnhancedStatusCode(NamedTuple):
     """class.subject.detail, for example 5.1.1 "bad destination mailbox address".
 
     Attributes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -370,7 +370,7 @@ class _WireContent:
             held = piece
         facts = scanner.facts()
         if self.facts.is_binary:
-            facts, octets = replace(facts, is_8bit=True, is_binary=True), self.taken
+            facts, octets = facts._replace(is_8bit=True, is_binary=True), self.taken
         # What is made of lines already has no octet more when that is done again.
         if facts != self.facts or octets + len(normaliser.finish()) != self.taken:
             raise ContentError("a content that is not what was said of it")

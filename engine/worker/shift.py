@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from engine.worker.process_log import ProcessLog
 
 _CLOSE_SECONDS: Final = 1.0
-#: Half of them on their way over it, half waiting for that.
-_FOR_EACH_CONNECTION: Final = 16
+#: Sixteen of them on their way over it at most, as many waiting for that, and as many being settled:
+#: else connections would go idle whenever the store is at work.
+_FOR_EACH_CONNECTION: Final = 48
 
 
 class Shift:

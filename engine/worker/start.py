@@ -26,13 +26,13 @@ from engine.worker.notify import Notifier
 from engine.worker.output import open_output
 from engine.worker.process_log import ProcessLog
 from engine.worker.refusals import RunExit, explain_refusal
-from engine.worker.service import Manner, Service
 from engine.worker.share import Share, files_of, stranded
 from engine.worker.signals import heed_signals
 from engine.worker.supervisor import Supervisor, wait_for_parent_to_go
 
 if TYPE_CHECKING:
     from engine.worker.config import Config
+    from engine.worker.service import Service
 
 #: A process whose parent was killed may take so long to leave its store to another, in seconds.
 _PATIENCE: Final = 15.0
@@ -119,6 +119,9 @@ class _Starter:
         return RunExit.ENDED
 
     def _service(self, share: Share, patience: float) -> Service:
+        # The engine takes a quarter of a second to import, which the parent of several has no use for.
+        from engine.worker.service import Manner, Service
+
         options = self._options
         manner = Manner(
             read_config=partial(load_config, Path(options.config), options.sets),

@@ -74,7 +74,7 @@ EXIM_RUNNERS = 20
 WORKER = """\
 [worker]
 processes = {processes}
-seats = 2000
+seats = 6000
 [[routes]]
 match = "*"
 hosts = ["127.0.0.1:{port}"]

@@ -1,7 +1,5 @@
 """What settings and a host's offer come to together."""
 
-from dataclasses import replace
-
 import pytest
 
 from engine.delivery.agreement import Agreement, agree
@@ -106,7 +104,7 @@ def test_lmtp_needs_no_prdr_and_may_ignore_quota():
 def test_octets_beyond_seven_bits_go_as_they_are_where_they_are_taken(
     keywords, is_binary, expected
 ):
-    facts = replace(EIGHT_BIT, is_binary=is_binary)
+    facts = EIGHT_BIT._replace(is_binary=is_binary)
     assert agree_on(*keywords).takes(facts) is expected
 
 

@@ -20,8 +20,8 @@ from engine.smtp.stages import Stage
 PEER = Peer("mx.test", "192.0.2.1", 25, "192.0.2.9", 1)
 ALL = Capabilities(size=0, eight_bit_mime=True, smtputf8=True, dsn=True)
 PLAIN = ContentFacts(1000, is_8bit=False, longest_line=70, has_utf8_header=False)
-EIGHT_BIT = replace(PLAIN, is_8bit=True)
-UTF8_HEADER = replace(EIGHT_BIT, has_utf8_header=True)
+EIGHT_BIT = PLAIN._replace(is_8bit=True)
+UTF8_HEADER = EIGHT_BIT._replace(has_utf8_header=True)
 
 
 def message(sender="a@b.test", *recipients, facts=PLAIN, **others):

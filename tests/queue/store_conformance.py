@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 import trio
@@ -683,8 +682,8 @@ async def who_is_done_with_or_held_is_not_late(store):
     await store.settle(
         [
             by_name["done@done.test"],
-            replace(by_name["failed@failed.test"], result=Result.FAILED, report=True),
-            replace(by_name["held@held.test"], result=Result.HELD),
+            by_name["failed@failed.test"]._replace(result=Result.FAILED, report=True),
+            by_name["held@held.test"]._replace(result=Result.HELD),
         ],
         now=START,
     )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import closing
 from functools import partial
 
 import apsw
@@ -98,6 +99,28 @@ async def test_operations_of_one_kind_are_done_by_one_call(opened):
 
     assert results == [0, 2, 4, 6, 8]
     assert [sorted(call) for call in calls] == [[0, 1, 2, 3, 4]]
+
+
+async def test_what_is_urgent_is_on_disk_while_the_others_of_its_group_are_at_work(
+    opened, tmp_path
+):
+    first, second = Gate(), Gate()
+    urgent = Kind("urgent", lambda db, names: [put(db, name) for name in names], is_urgent=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(opened.do, one_by_one("gate", first), None)
+        await first.until_entered()
+        nursery.start_soon(opened.do, one_by_one("gate", second), None)
+        await trio.testing.wait_all_tasks_blocked()
+
+        async def mark():
+            assert await opened.do(urgent, "n1") == "n1"
+            with closing(open_database(tmp_path / "s.sqlite", is_read_only=True)) as other:
+                assert names(other) == ["n1"]
+            second.open()
+
+        nursery.start_soon(mark)
+        await trio.testing.wait_all_tasks_blocked()
+        first.open()
 
 
 async def test_an_operation_that_fails_takes_nobody_along(opened):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import stat
@@ -46,7 +47,7 @@ def other_connection(path):
 
 def submit_one(db, name="x"):
     row = [name, "", None, None, 0, 0, "", "", 0, 0, None, 0, 0, 0, 0, "", None, None, 0, 0, ""]
-    db.run("insert_messages", rows=module.json.dumps([row]))
+    db.run("insert_messages", rows=json.dumps([row]))
 
 
 # -- opening ------------------------------------------------------------------------------------
@@ -329,9 +330,9 @@ def test_many_rows_with_octets_go_in_whatever_their_number():
         db.insert_many("insert_contents", list(enumerate(octets)))
         db.insert_many("insert_contents", [])
 
-    joined, index = db.row("contents_of", messages=module.json.dumps(list(range(150))))
+    joined, index = db.row("contents_of", messages=json.dumps(list(range(150))))
     assert joined == b"".join(octets)
-    assert module.json.loads(index) == [[n, len(each)] for n, each in enumerate(octets)]
+    assert json.loads(index) == [[n, len(each)] for n, each in enumerate(octets)]
 
 
 def test_a_transaction_is_all_or_nothing():

@@ -170,11 +170,11 @@ def test_how_it_reports_is_configured(tmp_path):
 @pytest.mark.parametrize(
     ("text", "seats"),
     [
-        ("", 320),
+        ("", 960),
         ("[defaults]\nmax_connections = 2\n", 200),
-        ("[defaults]\nmax_connections = 50\n", 800),
+        ("[defaults]\nmax_connections = 50\n", 1000),
         ("[defaults]\nmax_connections = 500\n[worker]\nseats = 5000\n", 5000),
-        ('[[paths]]\nmatch = "x.test"\nmax_connections = 60\n', 960),
+        ('[[paths]]\nmatch = "x.test"\nmax_connections = 60\n[worker]\nseats = 4000\n', 2880),
     ],
 )
 def test_a_site_has_work_for_all_the_connections_it_may_have(tmp_path, text, seats):

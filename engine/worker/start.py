@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,19 +20,21 @@ from engine.errors import ConfigError, EngineError
 from engine.nursery import tasks_beside
 from engine.worker.config import load_config
 from engine.worker.exits import Exit
+from engine.worker.forked import fork
 from engine.worker.given import read_config
 from engine.worker.lock import hold_lock
 from engine.worker.notify import Notifier
 from engine.worker.output import open_output
 from engine.worker.process_log import ProcessLog
 from engine.worker.refusals import RunExit, explain_refusal
+from engine.worker.service import Manner, Service
 from engine.worker.share import Share, files_of, stranded
 from engine.worker.signals import heed_signals
 from engine.worker.supervisor import Supervisor, wait_for_parent_to_go
 
 if TYPE_CHECKING:
     from engine.worker.config import Config
-    from engine.worker.service import Service
+    from engine.worker.forked import Forked
 
 #: A process whose parent was killed may take so long to leave its store to another, in seconds.
 _PATIENCE: Final = 15.0
@@ -64,23 +66,39 @@ def run_worker(options: RunOptions) -> int:
     config = read_config(options.config, options.sets)
     if isinstance(config, Exit):
         return config
-    return trio.run(_run, options, config)
+    children: dict[int, Forked] = {}
+    if options.share is None and (count := config.worker.processes) > 1:
+        number, children = fork(count)
+        if number:
+            options = replace(options, share=Share(number, count))
+    try:
+        return trio.run(_run, options, config, children)
+    finally:
+        for child in children.values():
+            child.dismiss()
 
 
-async def _run(options: RunOptions, config: Config) -> int:
+async def _run(options: RunOptions, config: Config, children: dict[int, Forked]) -> int:
     async with open_output(_STDERR) as stderr:
         log = ProcessLog(stderr, config.worker.log)
         with log.hear_modules():
-            return await _Starter(options, config, log).run()
+            return await _Starter(options, config, log, children).run()
 
 
 class _Starter:
     """What both kinds of processes begin and end with."""
 
-    def __init__(self, options: RunOptions, config: Config, log: ProcessLog) -> None:
+    def __init__(
+        self,
+        options: RunOptions,
+        config: Config,
+        log: ProcessLog,
+        children: dict[int, Forked],
+    ) -> None:
         self._options = options
         self._config = config
         self._log = log
+        self._children = children
         self._notifier = Notifier.from_environment()
         self._is_ready = False
 
@@ -119,9 +137,6 @@ class _Starter:
         return RunExit.ENDED
 
     def _service(self, share: Share, patience: float) -> Service:
-        # The engine takes a quarter of a second to import, which the parent of several has no use for.
-        from engine.worker.service import Manner, Service
-
         options = self._options
         manner = Manner(
             read_config=partial(load_config, Path(options.config), options.sets),
@@ -141,6 +156,7 @@ class _Starter:
             on_ready=lambda: self._say_ready(f"{count} processes, store {store} and others"),
             drain_timeout=config.worker.drain_timeout,
             is_finite=self._options.until_empty,
+            forked=self._children,
         )
         # Each child locks its own store; this lock keeps two parents from each other.
         with hold_lock(store.with_name(f"{store.name}.parent")):

@@ -23,8 +23,9 @@ from engine.worker.notify import listen
 from engine.worker.refusals import REFUSALS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from engine.worker.forked import Forked
     from engine.worker.notify import Listener, Notifier
 
 #: Before a child that ended is started again, in seconds: at first, and at most.
@@ -47,7 +48,7 @@ class _Child:
     """One process; the next one in its place is another."""
 
     shard: int
-    process: trio.Process
+    process: Forked | trio.Process
     heard_at: float
     is_ready: bool = False
     has_worked: bool = False
@@ -67,6 +68,7 @@ class Supervisor:
         on_ready: Called when all work for the first time.
         drain_timeout: How long children may take to end when they are told to, in seconds.
         is_finite: Whether a child that ends with status 0 is done.
+        forked: Children that wait to begin, by shard; those that begin are taken out.
     """
 
     command: Callable[[int], Sequence[str]]
@@ -75,6 +77,7 @@ class Supervisor:
     on_ready: Callable[[], None]
     drain_timeout: float
     is_finite: bool = False
+    forked: dict[int, Forked] = field(default_factory=dict)
     _children: dict[int, _Child] = field(default_factory=dict)
     _waiting_for: set[int] = field(default_factory=set)
     _statuses: dict[int, int] = field(default_factory=dict)
@@ -165,18 +168,11 @@ class Supervisor:
         self._waiting_for.add(shard)
         seconds = self.notifier.watchdog_seconds
         with listen() as listener:
-            process = await trio.lowlevel.open_process(
-                self.command(shard),
-                # Nothing ever comes through it.
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                env=os.environ | listener.environment(seconds),
-                process_group=0,
-            )
+            process = await self._begin(shard, os.environ | listener.environment(seconds))
             child = self._children[shard] = _Child(shard, process, trio.current_time())
             try:
                 if self._ending.is_set():
-                    process.terminate()
+                    process.send_signal(signal.SIGTERM)
                 async with tasks_beside() as nursery:
                     nursery.start_soon(self._hear, child, listener)
                     if seconds is not None:
@@ -186,6 +182,20 @@ class Supervisor:
                 del self._children[shard]
                 await _bury(process)
         return child
+
+    async def _begin(self, shard: int, environment: Mapping[str, str]) -> Forked | trio.Process:
+        forked = self.forked.pop(shard, None)
+        if forked is not None:
+            await forked.begin(environment)
+            return forked
+        return await trio.lowlevel.open_process(
+            self.command(shard),
+            # Nothing more ever comes through it.
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env=environment,
+            process_group=0,
+        )
 
     async def _hear(self, child: _Child, listener: Listener) -> None:
         while True:
@@ -218,20 +228,20 @@ class Supervisor:
                 _log.error("%s has given no sign of life for %.0f s: it is killed", child, silence)
                 child.process.send_signal(signal.SIGABRT)
                 await trio.sleep(_KILL_SECONDS)
-                child.process.kill()
+                child.process.send_signal(signal.SIGKILL)
 
     async def _limit_end(self) -> None:
         await self._ending.wait()
         await trio.sleep(self.drain_timeout + _PATIENCE)
         for child in self._children.values():
             _log.error("%s does not end: it is killed", child)
-            child.process.kill()
+            child.process.send_signal(signal.SIGKILL)
 
 
-async def _bury(process: trio.Process) -> None:
+async def _bury(process: Forked | trio.Process) -> None:
     """See to it that a process is gone; it is unless we were cancelled."""
     if process.returncode is None:
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         with trio.move_on_after(_KILL_SECONDS, shield=True):
             await process.wait()
     if process.stdin is not None:

@@ -97,8 +97,8 @@ class Drained:
 
 
 def add_arguments(parser):
-    parser.add_argument("--messages", type=int, default=40_000)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--messages", type=int, default=60_000)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--exim-share", type=float, default=0.025)
     parser.add_argument("--only", action="append", choices=list(SENDERS), help="repeatable")
 

@@ -376,7 +376,7 @@ class Carrier:
         if flying:
             flight.is_behind = True
             before = flying[-1]
-            if not before.is_accepted and (host.has_refused or _terms(before) != _terms(flight)):
+            if not before.is_accepted and (host.has_refused or not _are_alike(before, flight)):
                 # Should nobody of the one before be accepted, no content ends it, and MAIL would be
                 # nested: an error, but a server that goes on would deliver this one on the terms of
                 # the other.  Where these are the same that does no harm; but servers count errors
@@ -701,9 +701,10 @@ def _domain_of(job: _Job) -> str:
     return job.attempt.recipients[job.group[0]].mailbox.routing_domain
 
 
-def _terms(flight: _Flight) -> bytes:
-    """Return what holds for whatever its transaction delivers: MAIL, but for the size."""
-    return _SIZE.sub(b"", flight.envelope.mail.octets, count=1)
+def _are_alike(one: _Flight, other: _Flight) -> bool:
+    """Whether what their transactions deliver goes on the same terms: MAIL, but for the size."""
+    ours, theirs = one.envelope.mail.octets, other.envelope.mail.octets
+    return ours == theirs or _SIZE.sub(b"", ours, count=1) == _SIZE.sub(b"", theirs, count=1)
 
 
 def _pieces(places: Sequence[int], most: int) -> list[Sequence[int]]:

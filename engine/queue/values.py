@@ -57,13 +57,17 @@ class Result(StrEnum):
     @property
     def is_final(self) -> bool:
         """Whether the recipient leaves the queue."""
-        return self in (Result.DELIVERED, Result.FAILED)
+        return self._value_ in _FINAL
 
     @property
     def is_queued(self) -> bool:
         """Whether the recipient is queued again."""
-        return self in (Result.DEFERRED, Result.RELEASED)
+        return self._value_ in _QUEUED
 
+
+# Asked of every recipient, several times; names of members are slow to look up.
+_FINAL: Final = frozenset({Result.DELIVERED.value, Result.FAILED.value})
+_QUEUED: Final = frozenset({Result.DEFERRED.value, Result.RELEASED.value})
 
 #: Why a recipient is queued whose lease was lost.
 CUT_SHORT: Final = "the worker was gone before its attempt had ended"

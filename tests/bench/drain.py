@@ -2,7 +2,7 @@
 
 Each has so many messages of 4 KB on disk when its clock starts, and has to get rid of them with 50
 connections, everything durable.  Postfix is tuned (50 deliveries at a time, cached connections), and
-so is this worker (eight messages in flight on each connection); Exim has twenty queue runners, and a
+so is this worker (sixteen messages in flight on each connection); Exim has twenty queue runners, and a
 share of the messages, for it takes its time.
 
 CPU is that of the sender, all its processes together.  The sink is in C and costs little.
@@ -83,7 +83,7 @@ helo_name = "client.bench.test"
 max_connections = {connections}
 max_messages_per_connection = 0
 # Tuned: the sink takes that, though nothing in its greeting says so.
-stream_depth = 8
+stream_depth = 16
 """
 
 

@@ -26,6 +26,7 @@ AHEAD = 1500
 #: How often everything is made due at once: waits after a crash are for the benefit of others.
 RETRY_SECONDS = 2.0
 #: How long the rest may take when nothing is killed any more.
+TRACEBACK = "Traceback (most recent call last)"
 END_SECONDS = 180.0
 #: Where the log of outcomes is moved away: a writer may hold the old file for this long.
 GRACE = 2.0
@@ -304,7 +305,7 @@ class Drill:
         books = self.books
         found = judge(books.offered, books.accepted, self.arrived, self.told, self.worker.killed_at)
         text = self.log()
-        bugs = text.count("Traceback (most recent call last)")
+        bugs = text.count(TRACEBACK)
         report.counts = {
             "kills": sum(self.victims.values()),
             **{f"of them {name}": count for name, count in self.victims.items() if count},
@@ -323,4 +324,5 @@ class Drill:
         if bugs:
             report.violations.append(f"{bugs} tracebacks in the worker's log")
         if report.violations:
-            report.log = text[-4000:]
+            first = max(text.find(TRACEBACK) - 1000, 0) if bugs else -4000
+            report.log = text[first:][:4000]

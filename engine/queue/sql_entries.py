@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.queue.errors import StoreDamagedError
 from engine.queue.sql_contents import content_of, read_envelopes, read_what_can_be_read
 from engine.queue.sql_lanes import note_sites
 from engine.queue.sql_rows import make_message, make_recipient
@@ -141,7 +142,7 @@ def read_stored(
 ) -> tuple[StoredMessage, ...]:
     """Return messages in the order they came."""
     numbers = db.rows("message_numbers", after=after, limit=limit)
-    return tuple(_stored(db, _recipients_of(db, numbers), read))
+    return tuple(_stored(db, _recipients_of(db, numbers), read, is_strict=True))
 
 
 def read_ended(db: Database, after: int, limit: int, read: ReadPieces) -> tuple[StoredMessage, ...]:
@@ -179,9 +180,20 @@ def _recipients_of(db: Database, numbers: Sequence[int], state: State | None = N
 
 
 def _stored(
-    db: Database, rows: Sequence[Any], read: ReadPieces, *, with_contents: bool = True
+    db: Database,
+    rows: Sequence[Any],
+    read: ReadPieces,
+    *,
+    with_contents: bool = True,
+    is_strict: bool = False,
 ) -> Iterator[StoredMessage]:
-    """Yield the messages that rows of recipients belong to, in their order, with just these."""
+    """Yield the messages that rows of recipients belong to, in their order, with just these.
+
+    Those of which no message can be made are passed over, or with `is_strict` an error.
+
+    Raises:
+        StoreDamagedError: There is one.
+    """
     rows_of: dict[int, list[Any]] = {}
     for row in rows:
         rows_of.setdefault(row[1], []).append(row)
@@ -193,11 +205,16 @@ def _stored(
             continue
         octets = contents.get(number)
         content = content_of(envelope, octets, read)
+        try:
+            recipients = tuple(make_recipient(row[2], row[3], row[4]) for row in group)
+            message = make_message(envelope, recipients, content)
+        except (ValueError, TypeError) as error:  # anything may stand in a damaged row
+            if is_strict:
+                raise StoreDamagedError(f"message {envelope.id!r}: {error}") from None
+            continue
         yield StoredMessage(
             number,
-            make_message(
-                envelope, tuple(make_recipient(row[2], row[3], row[4]) for row in group), content
-            ),
+            message,
             tuple(_entry_of(envelope, row) for row in group),
             is_damaged=with_contents and envelope.upload is None and octets is None,
             not_before=None if envelope.not_before is None else envelope.not_before / 1000,

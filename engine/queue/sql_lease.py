@@ -36,6 +36,7 @@ _ROUNDS: Final = 8
 _EXPIRED_AT_ONCE: Final = 100
 
 DAMAGED: Final = "its content on disk is not what was written; see `queue export`"
+UNREADABLE: Final = "its envelope on disk is not what was written: {}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +84,7 @@ class Harvest:
         read: Messages that were looked at.
         envelopes: The rows of messages by number.
         contents: Small contents by the number of their message.
+        unreadable: Recipients of whose rows no message could be made, by number, and why not.
         sites: As `Lease.sites`.
         next_due: As `Lease.next_due`.
         is_clogged: As `Lease.is_clogged`.
@@ -94,6 +96,7 @@ class Harvest:
     read: set[int] = field(default_factory=set)
     envelopes: dict[int, Envelope] = field(default_factory=dict)
     contents: dict[int, bytes] = field(default_factory=dict)
+    unreadable: dict[int, str] = field(default_factory=dict)
     sites: dict[str, SiteState] = field(default_factory=dict)
     next_due: float | None = None
     is_clogged: bool = False
@@ -112,7 +115,7 @@ def leased(
     now: int,
     counted: int,
 ) -> Iterator[LeasedMessage]:
-    """Yield what was taken, message by message.
+    """Yield what was taken, message by message; what cannot be read is noted in `unreadable`.
 
     Not in the thread of the store, where others wait for what takes a moment each.
 
@@ -129,7 +132,23 @@ def leased(
     for number, rows in by_message.items():
         envelope = harvest.envelopes[number]
         content = content_of(envelope, harvest.contents.get(number), read)
-        yield make_leased(envelope, rows, content, lease=harvest.number, now=now, counted=counted)
+        try:
+            message = make_leased(
+                envelope, rows, content, lease=harvest.number, now=now, counted=counted
+            )
+        except (ValueError, TypeError) as error:  # anything may stand in a damaged row
+            reason = UNREADABLE.format(error)
+            harvest.unreadable |= {row.number: reason for row, _ in rows}
+        else:
+            yield message
+
+
+def hold_unreadable(db: Database, harvest: Harvest, *, now: int, overdue: int) -> None:
+    """Hold for a person whom no message could be made of; others are not kept waiting by them."""
+    changes = Changes()
+    for number, reason in harvest.unreadable.items():
+        changes.hold(number, reason, uncounted=1)
+    changes.write(db, now=now, overdue=overdue)
 
 
 class _Leaser:
@@ -456,7 +475,10 @@ def _adopt(db: Database, request: Recovering, leases: str) -> tuple[LeasedMessag
     # Their contents are not read: a damaged one must not keep the others from being recovered.
     harvest.envelopes = read_envelopes(db, wanted)
     doubtful = [(row, row.domain) for row in rows]
-    return tuple(leased(harvest, doubtful, read=request.read, now=request.now, counted=0))
+    made = tuple(leased(harvest, doubtful, read=request.read, now=request.now, counted=0))
+    if harvest.unreadable:
+        hold_unreadable(db, harvest, now=request.now, overdue=request.overdue)
+    return made
 
 
 def set_weight(db: Database, tenant: str, job: str | None, weight: float) -> None:

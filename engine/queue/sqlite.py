@@ -9,8 +9,9 @@ Not here: which process is *the* worker.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -59,6 +60,8 @@ if TYPE_CHECKING:
     )
 
 _R = TypeVar("_R")
+
+_log = logging.getLogger("engine.queue")
 
 # ---- what the thread is asked to do -------------------------------------------------------------
 
@@ -181,7 +184,7 @@ class SqliteStore(Store):
     async def _drop(self, upload: int) -> None:
         """Drop what nobody will come for, if that can be done; else a sweep will."""
         if upload:
-            with trio.move_on_after(_DROP_SECONDS, shield=True):
+            with trio.move_on_after(_TIDY_SECONDS, shield=True):
                 try:
                     await self._write(partial(sql_submit.drop_uploads, uploads=[upload]))
                 except StoreError:
@@ -213,12 +216,31 @@ class SqliteStore(Store):
         for _ in range(_DAMAGES):
             try:
                 harvest = await self._committer.do(_LEASE, request)
-                return await _make_lease(harvest, request)
             except ContentsDamagedError as error:
                 # What meets a damaged page can write nothing any more; so in three steps.
                 damaged = await self._read(partial(find_damaged, messages=error.messages))
                 await self._write(partial(sql_lease.hold_damaged, messages=damaged))
+            else:
+                lease = await _make_lease(harvest, request)
+                if harvest.unreadable:
+                    await self._hold_unreadable(harvest, request)
+                return lease
         raise StoreDamagedError(f"{self.path}: too many contents are damaged")
+
+    async def _hold_unreadable(
+        self, harvest: sql_lease.Harvest, request: sql_lease.Leasing
+    ) -> None:
+        _log.error(
+            "%d recipients cannot be read and are held: %s",
+            len(harvest.unreadable),
+            next(iter(harvest.unreadable.values())),
+        )
+        hold = partial(
+            sql_lease.hold_unreadable, harvest=harvest, now=request.now, overdue=request.overdue
+        )
+        # What was leased beside them must not be forgotten because of them.
+        with trio.move_on_after(_TIDY_SECONDS, shield=True), suppress(StoreError):
+            await self._write(hold)
 
     async def mark(self, lease: int, recipients: Sequence[int]) -> None:
         """Write down that a content is about to go out to its end."""
@@ -405,8 +427,8 @@ class SqliteStore(Store):
 
 #: How often one lease sets messages with damaged contents aside.
 _DAMAGES: Final = 20
-#: For how long a submitter that was cancelled still waits to have its pieces dropped.
-_DROP_SECONDS: Final = 1.0
+#: For how long a caller that was cancelled still waits to have done what others need.
+_TIDY_SECONDS: Final = 1.0
 #: Messages that are made values of at a time: a millisecond or two.
 _MADE_AT_ONCE: Final = 50
 

@@ -6,9 +6,10 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+import apsw
 import pytest
 import trio
 
@@ -317,6 +318,50 @@ async def test_a_damaged_content_that_nobody_needs_any_more_is_no_matter(path):
         (held,) = await entries_of(store)
         assert (held.message, held.state) == ("two", State.HELD)
         assert (await take(store)).number == 0
+
+
+async def test_an_envelope_that_is_damaged_is_held_for_a_person_and_stops_nobody(path, caplog):
+    async with open_store(path) as store:
+        await store.submit([mail(f"u{n}@one.test", id=f"m{n}") for n in range(3)])
+        await store.submit([mail("a@two.test", "b@one.test", id="bad")])
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute("update recipients set address = 'no mailbox' where domain = 'two.test'")
+
+    async with open_store(path) as store:
+        lease = await take(store)
+        assert sorted(addresses_in(lease)) == [f"u{n}@one.test" for n in range(3)]
+        held = await entries_of(store, states=frozenset({State.HELD}))
+        assert {entry.message for entry in held} == {"bad"}
+        assert {entry.recipient for entry in held} == {"no mailbox", "b@one.test"}
+        assert {entry.attempts for entry in held} == {0}
+        assert (
+            "envelope on disk is not what was written: address 'no mailbox': no" in held[0].reason
+        )
+        assert "2 recipients cannot be read and are held" in caplog.text
+        await store.settle(settlements(lease), now=START)
+        assert (await take(store)).next_due is None
+        await store.apply(Action.CANCEL, Selection(message="bad"), now=START)
+        assert await store.ended() == ()
+        found = [each async for each in export_messages(store)]
+        assert [each.text for each in found] == [
+            "message 'bad': address 'no mailbox': no \"@\"; allowed is local-part@domain"
+        ]
+
+
+async def test_who_may_have_been_delivered_and_cannot_be_read_is_held(path):
+    async with open_store(path) as store:
+        await store.submit([mail("a@one.test", id="good"), mail("b@two.test", id="bad")])
+        lease = await take(store, owner="dead")
+        for message in lease.messages:
+            await store.mark(lease.number, [each.number for each in message.recipients])
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute("update recipients set address = '@' where domain = 'two.test'")
+
+    async with open_store(path) as store:
+        recovered = await store.recover(owner="new", now=START, deadline=START + 60, dead=["dead"])
+        assert [each.message.id for each in recovered.doubtful] == ["good"]
+        (held,) = await entries_of(store, states=frozenset({State.HELD}))
+        assert held.message == "bad"
 
 
 async def test_a_large_content_that_is_damaged_cannot_be_completed(path):

@@ -84,7 +84,8 @@ class Harvest:
         read: Messages that were looked at.
         envelopes: The rows of messages by number.
         contents: Small contents by the number of their message.
-        unreadable: Recipients of whose rows no message could be made, by number, and why not.
+        unreadable: Recipients of whose rows no message could be made, by number: why not, and how
+            many attempts that takes back.
         sites: As `Lease.sites`.
         next_due: As `Lease.next_due`.
         is_clogged: As `Lease.is_clogged`.
@@ -96,7 +97,7 @@ class Harvest:
     read: set[int] = field(default_factory=set)
     envelopes: dict[int, Envelope] = field(default_factory=dict)
     contents: dict[int, bytes] = field(default_factory=dict)
-    unreadable: dict[int, str] = field(default_factory=dict)
+    unreadable: dict[int, tuple[str, int]] = field(default_factory=dict)
     sites: dict[str, SiteState] = field(default_factory=dict)
     next_due: float | None = None
     is_clogged: bool = False
@@ -138,7 +139,7 @@ def leased(
             )
         except (ValueError, TypeError) as error:  # anything may stand in a damaged row
             reason = UNREADABLE.format(error)
-            harvest.unreadable |= {row.number: reason for row, _ in rows}
+            harvest.unreadable |= {row.number: (reason, counted) for row, _ in rows}
         else:
             yield message
 
@@ -146,8 +147,8 @@ def leased(
 def hold_unreadable(db: Database, harvest: Harvest, *, now: int, overdue: int) -> None:
     """Hold for a person whom no message could be made of; others are not kept waiting by them."""
     changes = Changes()
-    for number, reason in harvest.unreadable.items():
-        changes.hold(number, reason, uncounted=1)
+    for number, (reason, uncounted) in harvest.unreadable.items():
+        changes.hold(number, reason, uncounted=uncounted)
     changes.write(db, now=now, overdue=overdue)
 
 

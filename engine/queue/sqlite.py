@@ -233,7 +233,7 @@ class SqliteStore(Store):
         _log.error(
             "%d recipients cannot be read and are held: %s",
             len(harvest.unreadable),
-            next(iter(harvest.unreadable.values())),
+            next(iter(harvest.unreadable.values()))[0],
         )
         hold = partial(
             sql_lease.hold_unreadable, harvest=harvest, now=request.now, overdue=request.overdue

@@ -361,7 +361,19 @@ async def test_who_may_have_been_delivered_and_cannot_be_read_is_held(path):
         recovered = await store.recover(owner="new", now=START, deadline=START + 60, dead=["dead"])
         assert [each.message.id for each in recovered.doubtful] == ["good"]
         (held,) = await entries_of(store, states=frozenset({State.HELD}))
-        assert held.message == "bad"
+        assert (held.message, held.attempts) == ("bad", 1)
+
+
+async def test_who_is_past_the_deadline_and_cannot_be_read_is_held(path):
+    async with open_store(path) as store:
+        await store.submit([mail("b@two.test", id="bad", deadline=START + 5)])
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute("update recipients set address = '@'")
+
+    async with open_store(path) as store:
+        assert (await take(store, START + 5)).expired == ()
+        (held,) = await entries_of(store, states=frozenset({State.HELD}))
+        assert (held.message, held.attempts) == ("bad", 0)
 
 
 async def test_a_large_content_that_is_damaged_cannot_be_completed(path):

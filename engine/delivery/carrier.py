@@ -20,6 +20,7 @@ from engine.delivery.session_terms import SessionLost
 from engine.delivery.streaming import FEW_RECIPIENTS, MOST, MOST_OCTETS
 from engine.delivery.transaction import Due, Transaction
 from engine.delivery.verdict import ours
+from engine.errors import EngineError
 from engine.outcome import Cause, Scope, Status
 from engine.report import events
 from engine.security import TlsLevel
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
 _QUICK_OCTETS: Final = 32 * 1024
 #: Larger ones are not converted: they would have to be held in memory.
 _MOST_CONVERTED: Final = 64 * 1024 * 1024
-
-
+#: What reading a content may raise: files, their octets, and stores do.
+_NOT_READ: Final = (OSError, ContentError, EngineError)
 #: The parameter of RFC 1870 §4.
 _SIZE: Final = re.compile(rb" SIZE=[0-9]+")
 
@@ -312,7 +313,7 @@ class Carrier:
                 content = await _in_seven_bit(content)
             except NotConvertibleError as error:
                 problem = not_convertible(str(error), host.peer)
-            except (OSError, ContentError) as error:
+            except _NOT_READ as error:
                 problem = _unreadable(error)
         problem = problem or refuse(
             message, attempt.recipients, content.facts, host.agreed.dialect, host.peer
@@ -444,7 +445,7 @@ class Carrier:
             flight.streamed()
             if self._has_said_quit:
                 await session.half_close()
-        except (OSError, ContentError) as error:
+        except _NOT_READ as error:
             # Our fault: the content stays unfinished, and the connection with it.
             session.abandon()
             flight.give_up(_unreadable(error))

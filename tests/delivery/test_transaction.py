@@ -5,6 +5,7 @@ import trio
 
 from engine import content as contents
 from engine.content import FileContent
+from engine.errors import EngineError
 from engine.outcome import Cause, Scope, Status
 from engine.smtp.stages import Stage
 from tests.delivery.helpers import (
@@ -580,11 +581,12 @@ async def test_a_positive_reply_before_the_end_is_not_believed(pipelined, large,
 
 
 @pytest.mark.parametrize("pieces", [0, 1, 5])
+@pytest.mark.parametrize("kind", [OSError, EngineError])  # a file's, and a store's
 async def test_a_content_that_cannot_be_read_is_our_fault_and_never_finished(
-    pieces, pipelined, autojump_clock
+    kind, pieces, pipelined, autojump_clock
 ):
     dialogue = dialogue_up_to("final", pipelined).removesuffix(BODY) + "C# 0\n! sleep 1\n! close"
-    body = StreamedContent(LARGE * 900 * pieces, OSError("disk on fire"))
+    body = StreamedContent(LARGE * 900 * pieces, kind("disk on fire"))
     async with scripted(dialogue, capacity=100_000) as hosts:
         (outcome,) = await deliver(hosts, message(A, body=body), routes=["192.0.2.1", "192.0.2.2"])
 

@@ -466,7 +466,8 @@ def throw_dice(rng: Random, number: int) -> tuple[list[str], str]:
 async def test_everybody_has_one_outcome_whatever_servers_do(seed):
     """Over real sockets, against a server with every fault it knows."""
     rng = Random(seed)
-    quick = settings(command_timeout=0.3, final_timeout=0.3, max_connections=8)
+    # Not too quick: a busy machine may keep a server that does its best from answering for long.
+    quick = settings(command_timeout=1.5, final_timeout=1.5, max_connections=8)
     found: list[Outcome] = []
     submitted: dict[str, list[str]] = {}
     senders: dict[str, str] = {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -239,8 +239,11 @@ class SqliteStore(Store):
             sql_lease.hold_unreadable, harvest=harvest, now=request.now, overdue=request.overdue
         )
         # What was leased beside them must not be forgotten because of them.
-        with trio.move_on_after(_TIDY_SECONDS, shield=True), suppress(StoreError):
-            await self._write(hold)
+        with trio.move_on_after(_TIDY_SECONDS, shield=True):
+            try:
+                await self._write(hold)
+            except StoreError as error:
+                _log.error("they stay leased until the worker starts again: %s", error)
 
     async def mark(self, lease: int, recipients: Sequence[int]) -> None:
         """Write down that a content is about to go out to its end."""

@@ -112,7 +112,7 @@ class Session:
         self._windows_in, self._windows = trio.open_memory_channel[Window](_CHANNEL_ITEMS)
         self._replies_in, self._replies = trio.open_memory_channel[tuple[Run, int]](_CHANNEL_ITEMS)
         self._runs = 0  # in the replies channel
-        self._is_writing = False  # the writer task has what the kernel would not take
+        self._is_writing = False  # the writer task has what the kernel would not take, or more
         self._is_listening = False  # the reader task reads
         self._duty = trio.Event()
         self._relieved = trio.Event()
@@ -285,17 +285,17 @@ class Session:
             answers = list(self._answers)
             self._answers.clear()
             return Run([each.command for each in answers], [each.reply for each in answers])
-        while not self._runs:
-            # Behind a failed write, last words may still come.
-            if self.loss is not None or (self._connection.is_spoiled and not self._write_error):
-                return SILENCE
-            run = await self._read()
-            if run.replies:
-                self._contents_heard = self._connection.contents_answered
-                break
-        else:
+        if self._runs:
             self._runs -= 1
             run, self._contents_heard = self._replies.receive_nowait()
+        else:
+            run, connection = SILENCE, self._connection
+            while not run.replies:
+                # Behind a failed write, last words may still come.
+                if self.loss is not None or (connection.is_spoiled and not self._write_error):
+                    return SILENCE
+                run = await self._read()
+            self._contents_heard = connection.contents_answered
         if self._is_cancelled:
             self._let_cancellation_in()
         return run
@@ -448,9 +448,10 @@ class Session:
                         self._lose(Cause.TIMEOUT, "a block was not taken in time")
                         break
                     with suppress(trio.WouldBlock):
-                        while not self._is_writing and self.is_usable:
+                        while self._unwritten is None and self.is_usable:
                             await trio.lowlevel.checkpoint_if_cancelled()
                             self._write_window(self._windows.receive_nowait())
+                    self._is_writing = self._unwritten is not None
                     if self._half_closes and not self._is_writing:
                         await self.half_close()
             await trio.sleep_forever()  # there is nothing to write, but cancellation to watch for
@@ -475,7 +476,7 @@ class Session:
                 await self._stream.send_all(block)
             if parcel.sent < end:
                 self._account(parcel, parcel.sent + len(block))
-        self._is_writing, self._unwritten = False, None
+        self._unwritten = None
         self._arm()
 
     def _note(self, window: Sequence[Command]) -> None:

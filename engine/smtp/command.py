@@ -132,13 +132,17 @@ def hello(kind: Kind, name: str) -> Command:
 def mail(reverse_path: bytes, parameters: Sequence[bytes] = ()) -> Command:
     """Make MAIL; an empty reverse-path is the null path (RFC 5321 §4.1.1.2)."""
     line = b"MAIL FROM:<%b>" % reverse_path
-    return _line(Kind.MAIL, b" ".join((line, *parameters)) if parameters else line)
+    if parameters:
+        line = b" ".join((line, *parameters))
+    return _line(Kind.MAIL, line)
 
 
 def rcpt(forward_path: bytes, parameters: Sequence[bytes] = ()) -> Command:
     """Make RCPT (RFC 5321 §4.1.1.3)."""
     line = b"RCPT TO:<%b>" % forward_path
-    return _line(Kind.RCPT, b" ".join((line, *parameters)) if parameters else line)
+    if parameters:
+        line = b" ".join((line, *parameters))
+    return _line(Kind.RCPT, line)
 
 
 def content(octets: bytes, answers: Answers = Answers.ONCE, *, is_last: bool = True) -> Command:

@@ -47,6 +47,8 @@ class Carriage(NamedTuple):
     transcript: tuple[str, ...] | None = None
 
 
+#: Makes a named tuple of all its fields in half the time that calling its class takes.
+_new: Final = tuple.__new__
 _NO_CARRIAGE: Final = Carriage()
 
 
@@ -147,23 +149,27 @@ class Attempt:
         status, stage, cause, text, scope, reply, enhanced, is_here_only = verdict
         peer, features, transaction, connect, tls, hello, seconds, transcript = carriage
         total = now - self._submitted_at
-        outcome = Outcome(
-            self.name,
-            self.recipients[index].address,
-            status,
-            stage,
-            cause,
-            text,
-            scope,
-            reply,
-            enhanced,
-            peer,
-            None,
-            transaction,
-            features,
-            Timings(self._route_seconds, connect, tls, hello, seconds, total),
-            self._tried(index) if self._last else (),
-            transcript,
+        timings = self._route_seconds, connect, tls, hello, seconds, total
+        outcome = _new(
+            Outcome,
+            (
+                self.name,
+                self.recipients[index].address,
+                status,
+                stage,
+                cause,
+                text,
+                scope,
+                reply,
+                enhanced,
+                peer,
+                None,
+                transaction,
+                features,
+                _new(Timings, timings),
+                self._tried(index) if self._last else (),
+                transcript,
+            ),
         )
         if status is not Status.DELIVERED and verdict.may_go_on:
             if self._asked_here is None:

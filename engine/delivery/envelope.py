@@ -179,17 +179,17 @@ def build(
         )
     )
     parameters = _mail_parameters(message, facts, dialect, as_utf8=as_utf8, prdr=prdr)
-    sender, mailboxes = message.reverse_path, [to.mailbox for to in recipients]
+    sender = message.reverse_path
     if is_ascii or (as_utf8 and dialect.downconvert != "always"):
         path = b"" if sender is None else sender.octets
-        paths = [mailbox.octets for mailbox in mailboxes]
+        paths = [to.mailbox.octets for to in recipients]
     else:
         path = b"" if sender is None else _in_a_labels(sender)
-        paths = [*map(_in_a_labels, mailboxes)]
+        paths = [_in_a_labels(to.mailbox) for to in recipients]
     if offered.dsn or dialect.ignore_quota:
         wishes = [_rcpt_parameters(to, dialect) for to in recipients]
         return Envelope(mail(path, parameters), tuple(map(rcpt, paths, wishes)))
-    return Envelope(mail(path, parameters), tuple(map(rcpt, paths)))
+    return Envelope(mail(path, parameters), tuple([rcpt(path) for path in paths]))
 
 
 def _mail_parameters(

@@ -566,7 +566,8 @@ class HostSession:
         """Say of a transaction what is common to its recipients."""
         transcript = None if self._transcript is None else self._take_transcript(self._transcript)
         if number > 1:
-            return Carriage(self.peer, features, number, 0.0, 0.0, 0.0, seconds, transcript)
+            facts = self.peer, features, number, 0.0, 0.0, 0.0, seconds, transcript
+            return tuple.__new__(Carriage, facts)  # every message comes by here
         # The connection's first one also bears its set-up.
         connect = 0.0 if self._connection is None else self._connection.facts.connect_seconds
         tls, hello = self._tls_seconds, self._hello_seconds

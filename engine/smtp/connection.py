@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+#: Makes a named tuple of all its fields in half the time that calling its class takes.
+_new: Final = tuple.__new__
 _kind_of: Final = attrgetter("kind")
 _code_of: Final = attrgetter("code")
 _octets_of: Final = attrgetter("octets")
@@ -231,7 +233,7 @@ class ClientConnection:
         state, ends, is_smooth = found
         self._machine.heard_all(state, is_all)
         self.contents_answered += ends
-        return Run(commands, replies, is_smooth)
+        return _new(Run, (commands, replies, is_smooth, False))
 
     def next_event(self) -> Event | None:
         """Return what happened next, `None` when more octets are needed to tell.

@@ -8,14 +8,14 @@ Latin-1 and worse, and no reply may crash us.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from engine.smtp.errors import RemoteProtocolError
 from engine.smtp.status import read_enhanced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Self
 
     from engine.smtp.status import EnhancedStatusCode
 
@@ -33,8 +33,13 @@ _DIGITS: Final = frozenset(b"0123456789")
 _ONE_LINE: Final = re.compile(rb"([2-5][0-9][0-9])(?: ([^\r\n]*))?")
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class _Reply(NamedTuple):
+    code: int
+    lines: tuple[bytes, ...]
+    enhanced: EnhancedStatusCode | None
+
+
+class Reply(_Reply):
     """One complete server reply (RFC 5321 §4.2).
 
     Attributes:
@@ -44,12 +49,18 @@ class Reply:
             read once, for every outcome shows it.
     """
 
-    code: int
-    lines: tuple[bytes, ...] = (b"",)
-    enhanced: EnhancedStatusCode | None = field(init=False, repr=False, compare=False)
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "enhanced", read_enhanced(self.code, self.lines[0]))
+    def __new__(cls, code: int, lines: tuple[bytes, ...] = (b"",)) -> Self:
+        """Make a reply of its code and its lines, at least one."""
+        return tuple.__new__(cls, (code, lines, read_enhanced(code, lines[0])))
+
+    def __getnewargs__(self) -> tuple[int, tuple[bytes, ...]]:
+        """Copy and unpickle it by what it is made of."""
+        return self.code, self.lines
+
+    def __repr__(self) -> str:
+        return f"Reply(code={self.code!r}, lines={self.lines!r})"
 
     @property
     def severity(self) -> int:

@@ -15,7 +15,7 @@ import threading
 from concurrent.futures import Future, wait
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 import trio
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "EngineFailedError", "Outcomes"]
 
 _T = TypeVar("_T")
+_E = TypeVar("_E", bound="Event")
 
 #: Seconds beyond its grace that an engine left open may hold up the end of the interpreter.
 _EXIT_SECONDS: Final = 5.0
@@ -378,16 +379,26 @@ class Engine:
         """Return the numbers of this moment."""
         return self._look(self._hosted.engine.statistics)
 
-    def watch(self, callback: Callable[[Event], None], *kinds: type[Event]) -> None:
+    @overload
+    def watch(self, callback: Callable[[Event], object]) -> None: ...
+    @overload
+    def watch(
+        self, callback: Callable[[_E], object], kind: type[_E], /, *kinds: type[_E]
+    ) -> None: ...
+    def watch(self, callback: Callable[[Any], object], *kinds: Any) -> None:
         """Call `callback` with each event, in the engine's thread: it must be quick.
 
         Args:
             callback: As for `engine.Engine.events.watch`.
-            kinds: Classes of events; none: all.
+            *kinds: Classes of events; none: all.
+
+        Raises:
+            TypeError: It cannot be called, or would have to be awaited; or a kind is none.
+            trio.ClosedResourceError: The engine has ended.
         """
         self._look(self._hosted.engine.events.watch, callback, *kinds)
 
-    def unwatch(self, callback: Callable[[Event], None]) -> None:
+    def unwatch(self, callback: Callable[[Any], object]) -> None:
         """Stop calling `callback`; no error where it is not known."""
         self._look(self._hosted.engine.events.unwatch, callback)
 

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.smtp.errors import ContentError
-from engine.worker import headers
-from engine.worker.headers import (
+from engine import headers
+from engine.headers import (
     completed,
     read_addresses,
     recipients_of,
     take_apart,
     without_bcc,
 )
+from engine.smtp.errors import ContentError
 
 NOW = datetime(2026, 8, 23, 10, 0, tzinfo=UTC)
 

@@ -21,8 +21,8 @@ import trio
 
 from engine import content
 from engine import engine as native
-from engine.errors import EngineClosedError
-from engine.hosted import Call, EngineFailedError, HostedEngine, takes_arguments_of
+from engine.errors import EngineClosedError, EngineFailedError
+from engine.hosted import Call, HostedEngine, takes_arguments_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence

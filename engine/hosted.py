@@ -31,7 +31,7 @@ from typing import (
 import trio
 
 from engine.engine import DEFAULT_MAX_IN_FLIGHT
-from engine.errors import EngineClosedError, EngineError, SubmitError
+from engine.errors import EngineClosedError, EngineError, EngineFailedError, SubmitError
 from engine.message import Message
 from engine.outcome import Status
 from engine.outcomes import Seats
@@ -51,10 +51,6 @@ _T = TypeVar("_T")
 _T_contra = TypeVar("_T_contra", contravariant=True)
 
 _CLOSED: Final = "the engine is draining or closed, or was never opened"
-
-
-class EngineFailedError(EngineError):
-    """The engine has ended by an error of its own, which is the `__cause__`."""
 
 
 class Told(NamedTuple):

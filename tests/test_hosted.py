@@ -14,8 +14,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from engine import aio, blocking
 from engine import engine as native
-from engine.errors import ConfigError, EngineClosedError, SubmitError
-from engine.hosted import Call, EngineFailedError, HostedEngine, Told
+from engine.errors import ConfigError, EngineClosedError, EngineFailedError, SubmitError
+from engine.hosted import Call, HostedEngine, Told
 from engine.outcome import Status
 from engine.queue.decision import Policy
 from engine.queue.errors import StoreUnusableError

@@ -69,6 +69,14 @@ async def test_the_durable_queue_goes_on_until_all_are_done_with_and_knows_them_
     assert await run(EXAMPLES / "durable_queue.py") == last
 
 
+async def test_the_durable_queue_sends_mail_with_a_body(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    async with open_sink(keep=True) as sink:
+        await run(EXAMPLES / "durable_queue.py", f"{sink.host}:{sink.port}")
+        kept = {message.recipients[0]: message.content for message in sink.messages}
+    assert kept["ada@example.net"] == b"Subject: Issue 42\r\n\r\nDear ada,\r\n\r\nthe news.\r\n"
+
+
 def test_the_configuration_of_the_worker_can_be_used():
     config = load_config(EXAMPLES / "worker" / "engine.toml")
     assert len(config.retry.rules) == 2

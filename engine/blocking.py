@@ -273,7 +273,8 @@ class Engine:
         """Deliver a message and return its outcomes, one a recipient.
 
         With a store they are those of the first attempt (with `QueueOptions.only_final`, of the last),
-        and the message must have no id.
+        and the message must have no id.  The engine must then be alone at its store: what another one
+        delivers has its outcomes there, and is waited for in vain.
 
         Args:
             message: It.

@@ -497,8 +497,8 @@ def open_store(
         StoreError: From the block: it cannot be opened; what is not ours is left as it was.
     """
     opener = partial(open_database, path, is_read_only=is_read_only, busy_seconds=busy_seconds)
-    opening = _open(
-        opener, max_waiting, overdue=overdue, reserve_octets=reserve_octets, clock=clock
+    opening = partial(
+        _open, opener, max_waiting, overdue=overdue, reserve_octets=reserve_octets, clock=clock
     )
     return cast("StoreToOpen[SqliteStore]", UnopenedStore(opening, os.fspath(path)))
 

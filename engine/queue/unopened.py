@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from engine.queue.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 _S_co = TypeVar("_S_co", bound=Store, covariant=True)
@@ -39,24 +40,34 @@ class StoreToOpen(Store, Protocol[_S_co]):
 
 
 class UnopenedStore(AbstractAsyncContextManager[Any], Generic[_S_co]):
-    """Opens once, and passes everything on to the store while it is open."""
+    """Passes everything on to the store while it is open; once closed it may be opened again."""
 
-    def __init__(self, opening: AbstractAsyncContextManager[_S_co], name: str) -> None:
+    def __init__(self, make: Callable[[], AbstractAsyncContextManager[_S_co]], name: str) -> None:
         """Make it.
 
         Args:
-            opening: Gives the store for one block.
+            make: Makes what gives the store for one block.
             name: Names the store in errors.
         """
-        self._opening = opening
+        self._make = make
         self._name = name
+        self._opening: AbstractAsyncContextManager[_S_co] | None = None
         self._store: _S_co | None = None
 
     def __repr__(self) -> str:
         return f"<store {self._name!r}, {'open' if self._store is not None else 'not open'}>"
 
     async def __aenter__(self) -> _S_co:
-        self._store = await self._opening.__aenter__()
+        if self._opening is not None:
+            raise RuntimeError(
+                f"the store {self._name!r} is open already; who shares it opens it anew"
+            )
+        self._opening = self._make()
+        try:
+            self._store = await self._opening.__aenter__()
+        except BaseException:
+            self._opening = None
+            raise
         return self._store
 
     async def __aexit__(
@@ -65,8 +76,12 @@ class UnopenedStore(AbstractAsyncContextManager[Any], Generic[_S_co]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool | None:
+        assert self._opening is not None
         self._store = None
-        return await self._opening.__aexit__(kind, error, trace)
+        try:
+            return await self._opening.__aexit__(kind, error, trace)
+        finally:
+            self._opening = None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -27,6 +27,15 @@ async def test_what_is_not_open_says_how_it_is_opened(tmp_path):
         await opening.counts(now=0.0)
 
 
+async def test_it_may_be_opened_again_but_not_twice_at_a_time(tmp_path):
+    opening = open_store(tmp_path / "spool.sqlite")
+    for _ in range(2):
+        async with opening as store:
+            with pytest.raises(RuntimeError, match="is open already"):
+                await opening.__aenter__()
+            assert (await store.counts(now=0.0)) is not None
+
+
 async def test_what_cannot_be_opened_is_not_open(tmp_path):
     opening = open_store(tmp_path / "none" / "spool.sqlite")
     with pytest.raises(StoreError):

@@ -66,8 +66,9 @@ class Engine:
     interpreter ends is cancelled, and does not hold it up beyond its grace and some seconds.
 
     With `store=open_store(path)` (not entered: the engine opens it, and closes it) `submit` returns
-    when the message is on disk, and waits for nobody who reads.  `outcomes` then has one for each
-    attempt; once somebody has begun to read them the queue waits for who reads, and as long as
+    when the message is on disk, and waits for nobody who reads.  Leaving the block finishes what is
+    being tried; the rest stays on disk, for whoever opens the store next.  `outcomes` has one for
+    each attempt; once somebody has begun to read them the queue waits for who reads, and as long as
     nobody has, those that are too many go to the log.
 
     Attributes:

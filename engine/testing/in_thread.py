@@ -8,10 +8,9 @@ Not here: what the servers do.
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import trio
 
@@ -42,7 +41,6 @@ def in_thread(
         **kwargs: Its arguments.
     """
     started: Future[tuple[_T, trio.lowlevel.TrioToken]] = Future()
-    ended: Future[None] = Future()
     left = trio.Event()
     scope = trio.CancelScope()
     failures: list[Exception] = []
@@ -55,22 +53,19 @@ def in_thread(
                 for failure in failures:
                     raise failure
 
-    def run() -> None:
-        try:
-            trio.run(serve)
-        except BaseException as error:  # noqa: BLE001 - raised in the other thread
-            (ended if started.done() else started).set_exception(error)
-        else:
-            ended.set_result(None)
-
-    thread = threading.Thread(target=run, name=getattr(open_server, "__name__", ""), daemon=True)
-    thread.start()
+    thread = ThreadPoolExecutor(1, getattr(open_server, "__name__", ""))
+    ended = thread.submit(trio.run, serve)
+    either: list[Future[Any]] = [started, ended]
+    wait(either, return_when=FIRST_COMPLETED)
+    if not started.done():
+        thread.shutdown()
+        ended.result()  # raises why
     server, token = started.result()
 
     def leave(how: Callable[[], None]) -> BaseException | None:
         with suppress(trio.RunFinishedError):  # it may have ended by an error
             token.run_sync_soon(how)
-        thread.join()
+        thread.shutdown()
         return ended.exception()
 
     try:

@@ -13,6 +13,7 @@ import ipaddress
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self, TypedDict, get_args
 from urllib.parse import unquote, urlsplit
@@ -36,7 +37,8 @@ from engine.smtp.mechanisms import MECHANISMS
 from engine.units import DURATION_ALLOWED, parse_duration
 
 
-def _refusal(found: str, allowed: str) -> PydanticCustomError:
+def refusal(found: str, allowed: str) -> PydanticCustomError:
+    """Make the error of a value; neither part may hold a secret."""
     facts = {"found": found, "allowed": allowed}
     return PydanticCustomError("setting", "found {found}; allowed {allowed}", facts)
 
@@ -62,19 +64,19 @@ def _seconds(value: object) -> float:
     try:
         return parse_duration(value)
     except ValueError:
-        raise _refusal(show(value), DURATION_ALLOWED) from None
+        raise refusal(show(value), DURATION_ALLOWED) from None
 
 
 def _flag(value: object) -> bool:
     if not isinstance(value, bool):
-        raise _refusal(show(value), "true or false")
+        raise refusal(show(value), "true or false")
     return value
 
 
 def _flag_or_auto(value: object) -> bool | str:
     if value == "auto" or isinstance(value, bool):
         return value
-    raise _refusal(show(value), 'true, false or "auto"')
+    raise refusal(show(value), 'true, false or "auto"')
 
 
 def _whole(least: int | None = None) -> PlainValidator:
@@ -82,9 +84,9 @@ def _whole(least: int | None = None) -> PlainValidator:
 
     def check(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise _refusal(show(value), allowed)
+            raise refusal(show(value), allowed)
         if least is not None and value < least:
-            raise _refusal(show(value), allowed)
+            raise refusal(show(value), allowed)
         return value
 
     return PlainValidator(check)
@@ -97,7 +99,7 @@ def one_of(alias: object) -> PlainValidator:
 
     def check(value: object) -> str:
         if not isinstance(value, str) or value not in words:
-            raise _refusal(show(value), allowed)
+            raise refusal(show(value), allowed)
         return value
 
     return PlainValidator(check)
@@ -111,10 +113,15 @@ def _optional(check: Callable[[object], object]) -> PlainValidator:
 def _text(pattern: re.Pattern[str], allowed: str) -> Callable[[object], str]:
     def check(value: object) -> str:
         if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise _refusal(show(value), allowed)
+            raise refusal(show(value), allowed)
         return value
 
     return check
+
+
+def _file_name(value: object) -> str:
+    name = str(value) if isinstance(value, PurePath) else value
+    return _text(_PRINTABLE, "a file name")(name)
 
 
 def _unshown(check: Callable[[object], object]) -> Callable[[object], object]:
@@ -126,7 +133,7 @@ def _unshown(check: Callable[[object], object]) -> Callable[[object], object]:
         except PydanticCustomError as error:
             kind = f"a value of type {type(value).__name__}"
             found = "a text with control characters" if isinstance(value, str) else kind
-            raise _refusal(found, str((error.context or {})["allowed"])) from None
+            raise refusal(found, str((error.context or {})["allowed"])) from None
 
     return check_unshown
 
@@ -136,7 +143,7 @@ def _items(value: object, allowed: str) -> list[object]:
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list | tuple):
-        raise _refusal(show(value), allowed)
+        raise refusal(show(value), allowed)
     return list(value)
 
 
@@ -156,7 +163,7 @@ def _interface(value: object) -> tuple[str, ...] | InterfaceFunction:
     addresses = [ip_text(item) for item in items]
     bad = [show(item) for item, ip in zip(items, addresses, strict=True) if ip is None]
     if bad:
-        raise _refusal(", ".join(bad), allowed)
+        raise refusal(", ".join(bad), allowed)
     return tuple(ip for ip in addresses if ip is not None)
 
 
@@ -166,7 +173,7 @@ def _helo_name(value: object) -> str:
         known = ip_text(literal[1] or literal[2]) is not None if literal else _DOMAIN.match(value)
         if known and "%" not in value:
             return value
-    raise _refusal(
+    raise refusal(
         show(value),
         'a domain name, or an address literal such as "[192.0.2.1]" or "[IPv6:2001:db8::1]"',
     )
@@ -180,7 +187,7 @@ def _port(value: object) -> int | str:
             return int(value)
         if _SERVICE.fullmatch(value):
             return value
-    raise _refusal(show(value), _PORT_ALLOWED)
+    raise refusal(show(value), _PORT_ALLOWED)
 
 
 #: The names a `dscp` may have, and the octet each puts into the IP header: the classes of RFC 2474
@@ -204,13 +211,13 @@ def _dscp(value: object) -> int | str | None:
         number = int(digits[0], base)
     if isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= 0x3F:
         return number
-    raise _refusal(show(value), f"a number from 0 to 0x3F, or one of {', '.join(DSCP_NAMES)}")
+    raise refusal(show(value), f"a number from 0 to 0x3F, or one of {', '.join(DSCP_NAMES)}")
 
 
 def _stream_depth(value: object) -> int | str:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
-    raise _refusal(show(value), '"auto", or a whole number, 1 or more')
+    raise refusal(show(value), '"auto", or a whole number, 1 or more')
 
 
 # ---- values that hold secrets -------------------------------------------------------------------
@@ -346,7 +353,7 @@ def _proxies(value: object) -> tuple[Proxy, ...]:
         return ()
     items = [value] if isinstance(value, str | Proxy) else value
     if not isinstance(items, list | tuple):
-        raise _refusal(f"a value of type {type(value).__name__}", _PROXY_ALLOWED)
+        raise refusal(f"a value of type {type(value).__name__}", _PROXY_ALLOWED)
     return tuple(map(_proxy, items))
 
 
@@ -354,19 +361,19 @@ def _proxy(item: object) -> Proxy:
     if isinstance(item, Proxy):
         return item
     if not isinstance(item, str):
-        raise _refusal(f"an item of type {type(item).__name__}", _PROXY_ALLOWED)
+        raise refusal(f"an item of type {type(item).__name__}", _PROXY_ALLOWED)
     try:
         return Proxy.parse(item)
     except ValueError as error:
-        raise _refusal(str(error), _PROXY_ALLOWED) from None
+        raise refusal(str(error), _PROXY_ALLOWED) from None
 
 
 def _password(value: object) -> SecretStr:
     secret = SecretStr(value) if isinstance(value, str) else value
     if not isinstance(secret, SecretStr) or not secret.get_secret_value():
-        raise _refusal("an empty text or no text", "a password")
+        raise refusal("an empty text or no text", "a password")
     if not _PRINTABLE.fullmatch(secret.get_secret_value()):  # no mechanism could carry it
-        raise _refusal("more than one line, or control characters", "a password")
+        raise refusal("more than one line, or control characters", "a password")
     return secret
 
 
@@ -388,11 +395,11 @@ def _command(value: object) -> tuple[str, ...]:
     try:
         words = _shell_words(value) if isinstance(value, str) else value
     except ValueError:
-        raise _refusal("a command with an open quotation", allowed) from None
+        raise refusal("a command with an open quotation", allowed) from None
     if not isinstance(words, list | tuple) or not words:
-        raise _refusal("no command", allowed)
+        raise refusal("no command", allowed)
     if not all(isinstance(word, str) and word for word in words):
-        raise _refusal("a command with a word that is empty or no text", allowed)
+        raise refusal("a command with a word that is empty or no text", allowed)
     return tuple(words)
 
 
@@ -406,13 +413,13 @@ def _mechanisms(value: object) -> tuple[str, ...]:
     allowed = f"one or more of {', '.join(MECHANISMS)}"
     # A password may stand here by mistake, so nothing of it is shown.
     if not isinstance(value, str | list | tuple):
-        raise _refusal(f"a value of type {type(value).__name__}", allowed)
+        raise refusal(f"a value of type {type(value).__name__}", allowed)
     names: list[str] = []
     for place, item in enumerate(_items(value, allowed), 1):
         name = item.upper() if isinstance(item, str) and item.isascii() else ""
         if name not in MECHANISMS:
             where = "" if isinstance(value, str) else f" in place {place}"
-            raise _refusal(f"an unknown name{where}", allowed)
+            raise refusal(f"an unknown name{where}", allowed)
         names.append(name)
     return tuple(names)
 
@@ -433,9 +440,7 @@ class Auth(BaseModel):
     #: The password itself.
     password: Annotated[SecretStr | None, _optional(_password)] = None
     #: A file that holds the password; read when a connection needs it, so it can be changed.
-    password_file: Annotated[str | None, _optional(_unshown(_text(_PRINTABLE, "a file name")))] = (
-        None
-    )
+    password_file: Annotated[str | None, _optional(_unshown(_file_name))] = None
     #: A command that prints a token (OAuth 2.0); run without a shell.  From Python an asynchronous
     #: function that returns one will do.  Never shown: its words may hold a secret.
     token_command: Annotated[
@@ -451,7 +456,7 @@ class Auth(BaseModel):
         if value is not None or names is None:  # what was refused says nothing about what it needs
             return value
         if not names or any(MECHANISMS[name].needs_username for name in names):
-            raise _refusal("nothing", "a value: it is needed")
+            raise refusal("nothing", "a value: it is needed")
         return None
 
     @model_validator(mode="after")
@@ -463,7 +468,7 @@ class Auth(BaseModel):
             MECHANISMS[name].takes_token is None for name in self.mechanisms
         )
         if len(given) > 1 or not (given or can_do_without):
-            raise _refusal(" and ".join(given) or "none", f"exactly one of {', '.join(names)}")
+            raise refusal(" and ".join(given) or "none", f"exactly one of {', '.join(names)}")
         return self
 
 
@@ -471,7 +476,7 @@ def _auth(value: object) -> object:
     if _is_off(value):
         return None
     if not isinstance(value, Mapping | Auth):
-        raise _refusal(f"a value of type {type(value).__name__}", 'a table, or "off"')
+        raise refusal(f"a value of type {type(value).__name__}", 'a table, or "off"')
     return value
 
 
@@ -489,8 +494,8 @@ Whole = Annotated[int, _whole()]
 Count = Annotated[int, _whole(0)]
 #: A whole number, 1 or more.
 Limit = Annotated[int, _whole(1)]
-#: The name of a file, or `None`.
-FileName = Annotated[str | None, _optional(_text(_PRINTABLE, "a file name"))]
+#: The name of a file, or `None`; from Python also a `Path`.
+FileName = Annotated[str | None, _optional(_file_name)]
 #: A domain name, or `None`.
 DomainName = Annotated[str | None, _optional(_text(_DOMAIN, "a domain name"))]
 #: A domain name or an address literal (RFC 5321 §4.1.3), or `None`.

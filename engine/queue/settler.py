@@ -148,7 +148,9 @@ class Settler:
             self.is_failing = False
             self._on_batch(settlements)
         if scope.cancelled_caught:
-            raise StoreError(f"nothing was settled within {self._patience:g} s")
+            is_told = self._told == len(batch)
+            what = "nothing was settled" if is_told else "nobody has taken, or read, them"
+            raise StoreError(f"{what} within {self._patience:g} s")
         await trio.lowlevel.checkpoint_if_cancelled()
 
     async def _tell(self, batch: Sequence[Settled | Settlement]) -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import trio
 
@@ -32,12 +33,12 @@ from engine.queue.sql_contents import (
 )
 from engine.queue.sql_submit import DEFAULT_RESERVE_OCTETS, Intake, Pieces, pack
 from engine.queue.store import DEFAULT_OVERDUE, Store
+from engine.queue.unopened import UnopenedStore
 from engine.queue.values import EVERYBODY, Action, Lease, Page, Selection, check_weight
 from engine.queue.values import to_milliseconds as ms
 from engine.smtp.errors import ContentError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from engine.queue.committer import Committer
     from engine.queue.database import Database
     from engine.queue.sql_submit import Parcel
+    from engine.queue.unopened import StoreToOpen
     from engine.queue.values import (
         Accepted,
         Backlog,
@@ -466,8 +468,7 @@ async def _make_lease(harvest: sql_lease.Harvest, request: sql_lease.Leasing) ->
     )
 
 
-@asynccontextmanager
-async def open_store(
+def open_store(
     path: str | os.PathLike[str],
     *,
     is_read_only: bool = False,
@@ -476,10 +477,11 @@ async def open_store(
     reserve_octets: int = DEFAULT_RESERVE_OCTETS,
     max_waiting: int = DEFAULT_MAX_WAITING,
     clock: Callable[[], float] = time.time,
-) -> AsyncIterator[SqliteStore]:
+) -> StoreToOpen[SqliteStore]:
     """Open the store in a file, for one `async with` block; a file that is not there is made.
 
-    What has begun when the block ends, or is cancelled, is finished first.
+    What has begun when the block ends, or is cancelled, is finished first.  Outside Trio it is not
+    entered but given to an engine as it is: `engine.blocking.Engine(store=open_store(path))`.
 
     Args:
         path: The file, in a folder that is there; two more stand beside it while it is open.
@@ -492,14 +494,18 @@ async def open_store(
         clock: Wall clock, for what is only begun; all other times come from the caller.
 
     Raises:
-        StoreError: It cannot be opened; what is not ours is left as it was.
+        StoreError: From the block: it cannot be opened; what is not ours is left as it was.
     """
     opener = partial(open_database, path, is_read_only=is_read_only, busy_seconds=busy_seconds)
+    opening = partial(
+        _open, opener, max_waiting, overdue=overdue, reserve_octets=reserve_octets, clock=clock
+    )
+    return cast("StoreToOpen[SqliteStore]", UnopenedStore(opening, os.fspath(path)))
+
+
+@asynccontextmanager
+async def _open(
+    opener: Callable[[], Database], max_waiting: int, **options: Any
+) -> AsyncIterator[SqliteStore]:
     async with open_committer(opener, max_waiting=max_waiting) as committer:
-        yield SqliteStore(
-            committer,
-            committer.path,
-            overdue=overdue,
-            reserve_octets=reserve_octets,
-            clock=clock,
-        )
+        yield SqliteStore(committer, committer.path, **options)

@@ -3,7 +3,7 @@
 `sendmail` is called by `engine.__main__` and the command line.  Every recipient that can be used is
 taken, or none is: a program that is told of an error hands the whole message in again.
 Not here: flags (`engine.worker.sendmail_flags`), and what the header section holds
-(`engine.worker.headers`).
+(`engine.headers`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,13 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from engine.content import from_octets
+from engine.headers import (
+    completed,
+    read_addresses,
+    recipients_of,
+    take_apart,
+    without_bcc,
+)
 from engine.message import Message, Recipient
 from engine.smtp.errors import ContentError
 from engine.worker.batch import Wishes
@@ -28,13 +35,6 @@ from engine.worker.descriptors import occupy_standard_descriptors
 from engine.worker.desk import too_large
 from engine.worker.exits import Exit
 from engine.worker.given import read_config
-from engine.worker.headers import (
-    completed,
-    read_addresses,
-    recipients_of,
-    take_apart,
-    without_bcc,
-)
 from engine.worker.intake import STDIN
 from engine.worker.sendmail_flags import Flags, read_flags
 from engine.worker.submit import Letter, new_id, submit_all

@@ -201,12 +201,13 @@ class Committer:
         # Reading apart: it works on a disk that is full or read only.
         for part, is_read in ((urgent, False), (writes, False), (reads, True)):
             if part:
+                # Before anybody who waits can look.
+                self.operations += len(part)
+                self.commits += 1
                 try:
                     self._do_together(part, is_read=is_read)
                 finally:
                     token.run_sync_soon(_wake, part)
-                self.commits += 1
-        self.operations += len(group)
 
     def _do_together(self, group: list[_Operation], *, is_read: bool) -> None:
         by_kind: dict[str, list[_Operation]] = {}

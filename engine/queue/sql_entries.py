@@ -22,6 +22,7 @@ from engine.queue.values import (
     Delayed,
     Entry,
     Page,
+    Removal,
     Result,
     SiteState,
     State,
@@ -283,10 +284,8 @@ def _steer_one(changes: Changes, where: Standing, call: Steering, due: int) -> N
             changes.hold(where.number, reason)
         case Action.RELEASE:
             changes.queue(where.number, where.place, call.now, reason=reason)
-        case Action.CANCEL:
-            changes.end(where.number, Result.FAILED, reason)
-        case Action.PURGE:
-            changes.delete(where.number, where.message)
+        case Action.CANCEL | Action.PURGE:
+            changes.remove(where, call.action, reason)
 
 
 def _end_back_off(db: Database, domains: Any, call: Steering) -> None:
@@ -294,6 +293,21 @@ def _end_back_off(db: Database, domains: Any, call: Steering) -> None:
         "sites_backed_off", domains=json.dumps(list(dict.fromkeys(domains))), now=call.now
     )
     note_sites(db, [SiteState(name=name) for name in names], overdue=call.overdue)
+
+
+def read_removals(db: Database, limit: int) -> tuple[Removal, ...]:
+    """Return who was taken out by hand, the first first."""
+    return tuple(
+        Removal(number, message, recipient, attempts, Action(action), reason, at / 1000)
+        for number, message, recipient, attempts, action, reason, at in db.rows(
+            "removals", limit=limit
+        )
+    )
+
+
+def forget_removals(db: Database, numbers: Sequence[int]) -> None:
+    """Forget of these that they were taken out."""
+    db.run("forget_removals", numbers=json.dumps(numbers))
 
 
 def read_backlog(db: Database, now: int, limit: int) -> tuple[Backlog, ...]:

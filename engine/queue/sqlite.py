@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         LeasedMessage,
         Owner,
         Recovered,
+        Removal,
         Settlement,
         SiteState,
         StoredMessage,
@@ -359,6 +360,14 @@ class SqliteStore(Store):
         await self._write(
             partial(sql_settle.forget, recipients=tuple(recipients), now=ms(self._clock()))
         )
+
+    async def removals(self, *, limit: int = 500) -> tuple[Removal, ...]:
+        """Return who was taken out of the queue by hand."""
+        return await self._read(partial(sql_entries.read_removals, limit=limit))
+
+    async def forget_removals(self, numbers: Sequence[int]) -> None:
+        """Forget of these that they were taken out."""
+        await self._write(partial(sql_entries.forget_removals, numbers=tuple(numbers)))
 
     async def sites(self) -> tuple[SiteState, ...]:
         """Return the sites that are not in good health."""

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         Owner,
         Page,
         Recovered,
+        Removal,
         Selection,
         Settlement,
         SiteState,
@@ -233,6 +234,18 @@ class Store(Protocol):
         """Delete recipients that ended; those that did not are left alone."""
         ...
 
+    async def removals(self, *, limit: int = 500) -> tuple[Removal, ...]:
+        """Return who was cancelled or purged and is not forgotten, in that order, at most so many.
+
+        For a log that says of every recipient how it ended: no outcome of an attempt does that
+        here.  Who had ended before it was purged is not among them.
+        """
+        ...
+
+    async def forget_removals(self, numbers: Sequence[int]) -> None:
+        """Forget of these, by the numbers of their removals, that they were taken out."""
+        ...
+
     async def sites(self) -> tuple[SiteState, ...]:
         """Return the sites that are not in good health."""
         ...
@@ -259,7 +272,8 @@ class Store(Protocol):
 
         Args:
             now: The time.
-            remember: For how long the id of a message that is done with is known, in seconds.
+            remember: For how long the id of a message that is done with is known, and who was taken
+                out by hand, in seconds.
         """
         ...
 

@@ -350,6 +350,28 @@ class Owner:
     recipients: int
 
 
+class Removal(NamedTuple):
+    """A recipient whom a person took out of the queue before it had ended.
+
+    Attributes:
+        number: Names the removal in this store.
+        message: Its message's id.
+        recipient: Its address.
+        attempts: How often it had been tried.
+        action: `CANCEL` or `PURGE`.
+        reason: Why, in one line, as far as anybody said; of who was purged, why it had last waited.
+        at: When it left.
+    """
+
+    number: int
+    message: str
+    recipient: str
+    attempts: int
+    action: Action
+    reason: str
+    at: float
+
+
 # ---- looking and steering -----------------------------------------------------------------------
 
 

@@ -101,11 +101,12 @@ _WHAT: Final = {
         "queue release --config engine.toml --job newsletter-12",
     ),
     "cancel": (
-        "Give up; senders are told as of any failure.",
+        "Give up; senders are told as of any failure.\n\n"
+        "The log of outcomes gets a last line of each.",
         "queue cancel --config engine.toml --message 7",
     ),
     "purge": (
-        "Delete, and tell nobody.",
+        "Delete, and tell nobody.\n\nThe log of outcomes gets a last line of each.",
         "queue purge --config engine.toml --recipient old@example.net",
     ),
 }

@@ -37,6 +37,7 @@ from engine.units import timestamp
 from engine.worker.given import open_state
 from engine.worker.lock import hold_lock
 from engine.worker.refusals import explain_refusal
+from engine.worker.removal_log import RemovalLog
 from engine.worker.share import Share, files_of, share_config
 from engine.worker.shift import Shift
 from engine.worker.signals import heed_signals
@@ -120,6 +121,7 @@ class Service:
         self._began = manner.clock()
         self._shifts: list[Shift] = []
         self._desk: Desk | None = None
+        self._removals: RemovalLog | None = None
         self._ending = trio.Event()
         self._is_stopping = False
         self._is_reload_wanted = False
@@ -152,26 +154,30 @@ class Service:
         from engine.worker.control_server import serve_control
         from engine.worker.desk import Desk
 
-        desk = Desk(
-            store,
-            clock=self._manner.clock,
-            status=self.status,
-            max_message_octets=self._config.queue.max_message_octets,
-        )
-        self._desk = desk
         # The lock says that nobody else is here: whoever holds leases is gone.
         dead = [owner.name for owner in await store.owners()]
         shift = self._make_shift(self._config, store, hints, dead=dead)
+        removals = self._removals = RemovalLog(store, shift.outcomes)
+        desk = self._desk = Desk(
+            store,
+            clock=self._manner.clock,
+            status=self.status,
+            on_removed=removals.flush,
+            max_message_octets=self._config.queue.max_message_octets,
+        )
         async with tasks_beside() as beside:
             await beside.start(serve_control, self._files.socket, desk)
             async with tasks_beside() as shifts:
                 await self._begin(shift, shifts)
                 beside.start_soon(self._notifier.keep_alive, _answering(store))
+                beside.start_soon(removals.run)
                 if self._manner.until_empty:
                     beside.start_soon(self._end_when_empty, store)
                 self._say_ready()
                 self._on_ready(self._description())
                 await self._lead(store, hints, shifts)
+            await removals.flush()
+            await removals.outcomes.close()
 
     # -- being steered ----------------------------------------------------------------------
 
@@ -258,6 +264,8 @@ class Service:
         await shifts.start(shift.run, name="shift")
         self._shifts = [each for each in self._shifts if not each.is_over.is_set()]
         self._shifts.append(shift)
+        if self._removals is not None:
+            self._removals.outcomes = shift.outcomes
         if self._is_stopping:
             shift.stop()
 

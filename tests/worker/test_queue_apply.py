@@ -7,7 +7,7 @@ import pytest
 
 from engine.queue.values import State
 from tests.queue.mail import mail, take
-from tests.worker.commands import run_command
+from tests.worker.commands import run_command, run_engine
 
 NOW = time.time()
 
@@ -51,6 +51,33 @@ async def test_what_is_purged_is_gone_and_what_is_cancelled_has_failed(place):
     assert list(await states(place)) == ["b@two.test"]
     assert (await queue(place, "cancel", "--all")).out == "1 recipient cancelled\n"
     assert (await states(place))["b@two.test"] is State.ENDED
+
+
+async def test_who_is_taken_out_has_one_last_line_in_the_log_of_outcomes(place):
+    await place.fill(mail("a@one.test", "b@two.test", id="x"), mail("c@one.test", id="y"))
+    await queue(place, "cancel", "--domain", "one.test", "--reason", "wrong link")
+    await queue(place, "purge", "--all")  # who is cancelled already is among these
+    lines = (place.folder / "outcomes.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [(each["message"], each["recipient"], each["text"]) for each in records] == [
+        ("x", "a@one.test", "cancelled by hand: wrong link"),
+        ("y", "c@one.test", "cancelled by hand: wrong link"),
+        ("x", "b@two.test", "deleted by hand, and nobody is told"),
+    ]
+    assert {(each["status"], each["final"], each["attempt"]) for each in records} == {
+        ("failed", True, 0)
+    }
+
+
+async def test_where_they_cannot_be_logged_that_is_said_and_it_is_done_all_the_same(place):
+    place.config.write_text('[worker]\noutcomes = "nowhere/log"\n')
+    await place.fill(mail("a@one.test", id="x"))
+    done = await run_engine("queue", "purge", "--config", place.config, "--all")
+    assert (done.status, done.out) == (0, "1 recipient deleted\n")
+    why = f"[Errno 2] No such file or directory: '{place.folder}/nowhere/log'"
+    assert done.err.splitlines() == [
+        f"who was cancelled or purged cannot be noted in the log of outcomes yet: {why}"
+    ]
 
 
 async def test_a_worker_that_runs_is_asked(place):

@@ -421,6 +421,41 @@ async def test_a_log_of_outcomes_that_was_moved_away_is_begun_anew(place, caplog
         assert json.loads(line)["recipient"] == f"{name}@x.test"
 
 
+async def test_who_is_taken_out_has_one_final_line_whether_or_not_he_was_at_work(place, caplog):
+    place.configure(worker='drain_timeout = "100ms"', defaults=LOCKSTEP)
+    await place.submit("held@y.test", is_held=True)
+    await place.submit("stall@x.test")
+    async with serving(place) as running:
+        await until(lambda: place.sink.statistics().open > 0)
+        async with open_control(place.folder / "engine.sock") as control:
+            assert await control.apply(Action.CANCEL, EVERYBODY, "stop") == 2
+        assert place.statuses() == [("held@y.test", "failed")]  # when the command returns
+        place.configure(worker='drain_timeout = "100ms"\noutcomes = "new.jsonl"')
+        running.service.reload()
+        await until(lambda: count_of(caplog, IN_FORCE))
+        await submit_over(place, "b@x.test")
+        await until(lambda: "b@x.test" in (place.folder / "new.jsonl").read_text())
+        await running.end()
+    old = [(each["recipient"], each["status"], each["final"]) for each in place.outcomes()]
+    assert old[0] == ("held@y.test", "failed", True)
+    lines = (place.folder / "new.jsonl").read_text().splitlines()
+    new = [(each["recipient"], each["status"], each["final"]) for each in map(json.loads, lines)]
+    assert new.count(("stall@x.test", "failed", True)) == 1
+    assert [name for name, _, is_final in old + new if is_final].count("held@y.test") == 1
+    assert await place.left() == []
+
+
+async def test_what_a_crash_kept_from_being_logged_is_logged_by_the_next(place):
+    await place.submit("a@x.test", is_held=True)
+    async with open_store(place.store()) as store:
+        await store.apply(Action.CANCEL, EVERYBODY, now=time.time())
+    async with serving(place) as running:
+        await until(lambda: place.statuses() == [("a@x.test", "failed")])
+        await running.end()
+    async with open_store(place.store()) as store:
+        assert await store.removals() == ()
+
+
 # ---- how it is ------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ Exit status:
   74   the queue cannot be opened, or is damaged
   75   not done, try again: the queue is busy, the disk full or read only
   78   bad configuration"""
-_SHOW_EXITS = _EXITS.replace("be read\n", "be read, or there is no such message\n", 1)
+_MESSAGE_EXITS = _EXITS.replace("be read\n", "be read, or there is no such message\n", 1)
 
 _QUEUE = """\
 Look at the queue of a worker, and steer it.
@@ -101,8 +101,7 @@ _WHAT: Final = {
         "queue release --config engine.toml --job newsletter-12",
     ),
     "cancel": (
-        "Give up; senders are told as of any failure.\n\n"
-        "The log of outcomes gets a last line of each.",
+        "Give up; senders are told as of any failure.\n\nThe log of outcomes gets a last line of each.",
         "queue cancel --config engine.toml --message 7",
     ),
     "purge": (
@@ -172,7 +171,7 @@ def list_(*, config: str, limit: int | None, as_json: bool, **filters: Any) -> i
     return list_queue(ListOptions(config=config, selection=selection, as_json=as_json, limit=limit))
 
 
-@queue.command(help=_SHOW, epilog=_SHOW_EXITS)
+@queue.command(help=_SHOW, epilog=_MESSAGE_EXITS)
 @_config
 @_json
 @click.argument("message", metavar="ID")
@@ -223,7 +222,9 @@ def _add_action(name: str) -> None:
     command = click.option("--all", "everybody", is_flag=True, help="All that there are.")(command)
     command = _config(_filters(command))
     help_text = f"{text}\n\nFilters say who; at least one is needed, or --all.\n\n\b\nExample:\n"
-    made = click.command(name, help=f"{help_text}  delivery-engine {example}", epilog=_EXITS)
+    made = click.command(
+        name, help=f"{help_text}  delivery-engine {example}", epilog=_MESSAGE_EXITS
+    )
     queue.add_command(made(command))
 
 

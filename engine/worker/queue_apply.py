@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from engine.queue.values import Action
+from engine.queue.values import Action, Selection
 from engine.worker.exits import Exit
-from engine.worker.queue_command import run_on_queue
+from engine.worker.queue_command import run_on_queue, tell_no_such_message
 
 if TYPE_CHECKING:
-    from engine.queue.values import Selection
     from engine.worker.output import Output
     from engine.worker.shards import Shards
 
@@ -54,6 +54,9 @@ def apply(options: ApplyOptions) -> int:
 
     async def do(shards: Shards, out: Output) -> int:
         count = await shards.apply(options.action, options.selection, options.reason)
+        message = options.selection.message
+        if not count and message is not None and not await _is_there(shards, message):
+            return tell_no_such_message(message)
         if options.as_json:
             out.put(json.dumps({"action": options.action.value, "recipients": count}) + "\n")
         else:
@@ -62,6 +65,13 @@ def apply(options: ApplyOptions) -> int:
         return Exit.DELIVERED
 
     return run_on_queue(options.config, "steer", do, stdout=options.stdout)
+
+
+async def _is_there(shards: Shards, message: str) -> bool:
+    async with aclosing(shards.entries(Selection(message=message))) as entries:
+        async for _ in entries:
+            return True
+    return False
 
 
 def set_weight(

@@ -15,6 +15,7 @@ from engine.worker.exits import Exit
 from engine.worker.given import read_config
 from engine.worker.output import open_output
 from engine.worker.shards import open_shards
+from engine.worker.summary import printable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -49,6 +50,12 @@ async def _run(config: Config, purpose: Purpose, do: Do, stdout: int) -> int:
             return await do(shards, out)
         except StoreError as error:
             return tell(error)
+
+
+def tell_no_such_message(message: str) -> Exit:
+    """Say that a message that was named is not there, and return the exit status for it."""
+    print(f"no message {printable(message)} is in the queue", file=sys.stderr)
+    return Exit.NO_INPUT
 
 
 def tell(error: StoreError) -> Exit:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -98,6 +99,19 @@ async def test_nothing_is_done_to_everybody_by_mistake(name, place):
         assert done.status == 64
         assert "Error: " in done.err
     assert await states(place) == {"a@one.test": State.QUEUED}
+
+
+@pytest.mark.parametrize("name", ["retry", "hold", "release", "cancel", "purge"])
+@pytest.mark.parametrize("with_worker", [False, True])
+async def test_a_message_that_is_not_there_is_said_to_be_missing(name, with_worker, place):
+    await place.fill(mail("a@one.test", id="x"))
+    async with place.worker() if with_worker else nullcontext():
+        missing = await queue(place, name, "--message", "y\n7", "--json")
+        assert (missing.status, missing.out) == (66, "")
+        assert missing.err == "no message y\\n7 is in the queue\n"
+        # Where it is there, and only not in a state for that, nothing is missing.
+        idle = await queue(place, name, "--message", "x", "--recipient", "b@one.test")
+        assert (idle.status, idle.out[:12], idle.err) == (0, "0 recipients", "")
 
 
 async def test_in_an_empty_queue_there_is_nothing_to_do(place):

@@ -226,7 +226,8 @@ class SqliteStore(Store):
                 if harvest.unreadable:
                     await self._hold_unreadable(harvest, request)
                 return lease
-        raise StoreDamagedError(f"{self.path}: too many contents are damaged")
+        # The next lease goes on with others.
+        raise StoreError(f"{self.path}: many contents are damaged; those that were found are held")
 
     async def _hold_unreadable(
         self, harvest: sql_lease.Harvest, request: sql_lease.Leasing

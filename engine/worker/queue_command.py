@@ -14,6 +14,7 @@ from engine.queue.errors import StoreDamagedError, StoreError, StoreUnusableErro
 from engine.worker.exits import Exit
 from engine.worker.given import read_config
 from engine.worker.output import open_output
+from engine.worker.refusals import SAVE
 from engine.worker.shards import open_shards
 from engine.worker.summary import printable
 
@@ -62,6 +63,6 @@ def tell(error: StoreError) -> Exit:
     """Say what is wrong with a store, and return the exit status for it."""
     print(error, file=sys.stderr)
     if isinstance(error, StoreDamagedError):
-        print("what can still be read can be saved: queue export", file=sys.stderr)
+        print(SAVE, file=sys.stderr)
     is_lasting = isinstance(error, StoreUnusableError | StoreDamagedError)
     return Exit.IO_ERROR if is_lasting else Exit.DEFERRED

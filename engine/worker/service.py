@@ -30,7 +30,7 @@ import trio
 
 from engine.errors import EngineError
 from engine.nursery import tasks_beside
-from engine.queue.errors import StoreError
+from engine.queue.errors import StoreDamagedError, StoreError
 from engine.queue.sql_submit import DEFAULT_RESERVE_OCTETS
 from engine.queue.sqlite import open_store
 from engine.units import timestamp
@@ -60,6 +60,9 @@ _LOOK_SECONDS: Final = 1.0
 #: Between two tries of what did not work, at first and at most.
 _PAUSE: Final = 0.1
 _LAST_PAUSE: Final = 30.0
+
+#: What became of recipients, as `Shift.report` counts them.
+_STATUSES: Final = ("delivered", "deferred", "failed", "unknown")
 
 #: What stays as it is until the worker is started anew.
 _FIXED: Final = (
@@ -127,6 +130,8 @@ class Service:
         self._is_reload_wanted = False
         self._is_reloading = False
         self._news = trio.Event()
+        self._question = trio.Event()
+        self._damage: StoreDamagedError | None = None
 
     async def run(self) -> None:
         """Work until told to end, or until nothing is left where that was asked for.
@@ -134,7 +139,8 @@ class Service:
         Raises:
             LockedError: Another worker is at the store.
             ConfigError: The configuration cannot be used.
-            StoreError: The store cannot be opened, or what is left in it not taken over.
+            StoreError: The store cannot be opened, or what is left in it not taken over; or it is
+                damaged, where nothing else is left to do.
             OSError: A file cannot be made.
         """
         files = self._files
@@ -171,6 +177,7 @@ class Service:
                 await self._begin(shift, shifts)
                 beside.start_soon(self._notifier.keep_alive, _answering(store))
                 beside.start_soon(removals.run)
+                beside.start_soon(self._tell_when_asked, store)
                 if self._manner.until_empty:
                     beside.start_soon(self._end_when_empty, store)
                 self._say_ready()
@@ -178,6 +185,8 @@ class Service:
                 await self._lead(store, hints, shifts)
             await removals.flush()
             await removals.outcomes.close()
+        if self._damage is not None:
+            raise self._damage
 
     # -- being steered ----------------------------------------------------------------------
 
@@ -199,6 +208,10 @@ class Service:
         """Read the configuration again, and open logs anew."""
         self._is_reload_wanted = True
         self._news.set()
+
+    def tell(self) -> None:
+        """Say in the log how much is there, and what was done so far."""
+        self._question.set()
 
     def _end(self) -> None:
         if not self._is_ending:
@@ -231,6 +244,29 @@ class Service:
         if problem := _full_disk(self._files.store):
             facts |= {"healthy": False, "problem": problem}
         return facts
+
+    async def _tell_when_asked(self, store: Store) -> None:
+        while True:
+            await self._question.wait()
+            self._question = trio.Event()
+            try:
+                counts = await store.counts(now=self._manner.clock())
+            except StoreError as error:
+                there = f"the store cannot be counted: {error}"
+            else:
+                there = (
+                    f"{counts.queued} queued ({counts.due} due), {counts.leased} leased, "
+                    f"{counts.held} held, {counts.ended} to be reported on"
+                )
+            facts = self.status()
+            done = ", ".join(f"{facts[name]} {name}" for name in _STATUSES)
+            _log.info(
+                "%s: %s; %s connections; so far %s",
+                facts["state"],
+                there,
+                facts["connections"],
+                done,
+            )
 
     def _description(self) -> str:
         return f"pid {os.getpid()}, store {self._files.store}, socket {self._files.socket}"
@@ -339,9 +375,14 @@ class Service:
     # -- the end ----------------------------------------------------------------------------
 
     async def _end_when_empty(self, store: Store) -> None:
-        while True:
-            if await self._is_empty(store):
-                break
+        while not await self._is_empty(store):
+            failure = self._shifts[-1].scheduler.tally().failure
+            if isinstance(failure, StoreDamagedError):
+                self._damage = failure
+            if self._damage is not None:
+                # It does not pass, and what is left would be tried for ever.
+                self._end()
+                return
             await trio.sleep(_PAUSE)
         _log.info("nothing is left to do")
         self._end()
@@ -354,6 +395,9 @@ class Service:
             return False
         try:
             counts = await store.counts(now=self._manner.clock())
+        except StoreDamagedError as error:
+            self._damage = error
+            return False
         except StoreError as error:
             _log.error("the store cannot be counted: %s", error)
             return False

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -487,6 +488,30 @@ async def test_its_status_says_how_it_is(place):
     assert {key: status[key] for key in expected} == expected
     # Those of Trio itself and of this test are among them.
     assert 10 < status["tasks"] < 60
+
+
+async def test_asked_how_it_goes_it_says_so_in_the_log(place, caplog, monkeypatch):
+    async def counts(self, **how):
+        raise StoreDamagedError("spoiled")
+
+    await place.submit("held@x.test", is_held=True)
+    async with serving(place) as running:
+        await submit_over(place, "a@x.test")
+        await submit_over(place, "reject@x.test")
+        await until(lambda: running.service.status()["settled"] == 2)
+        running.service.tell()
+        await until(lambda: count_of(caplog, "so far"))
+        monkeypatch.setattr(SqliteStore, "counts", counts)
+        running.service.tell()
+        await until(lambda: count_of(caplog, "so far") == 2)
+        await running.end()
+    first, second = [text for text in caplog.messages if "so far" in text]
+    assert re.fullmatch(
+        r"working: 0 queued \(0 due\), 0 leased, 1 held, 0 to be reported on; \d connections; "
+        "so far 1 delivered, 0 deferred, 1 failed, 0 unknown",
+        first,
+    )
+    assert second.startswith("working: the store cannot be counted: spoiled; ")
 
 
 async def test_a_service_manager_is_told(place, caplog):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from engine.queue.errors import StoreDamagedError
 from engine.queue.sql_contents import content_of, read_envelopes, read_what_can_be_read
 from engine.queue.sql_lanes import note_sites
+from engine.queue.sql_lease import UNREADABLE
 from engine.queue.sql_rows import make_message, make_recipient
 from engine.queue.sql_settle import Changes, Standing
 from engine.queue.values import (
@@ -30,7 +31,7 @@ from engine.queue.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from engine.queue.database import Database
     from engine.queue.sql_contents import ReadPieces
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 #: Recipients one step looks at.
 STEP: Final = 2000
+
+UNTOLD: Final = "it has ended, and nobody can be told of that (see `queue purge`): {}"
 
 
 def read_page(db: Database, selection: Selection, after: int, limit: int) -> Page:
@@ -146,14 +149,30 @@ def read_stored(
     return tuple(_stored(db, _recipients_of(db, numbers), read, is_strict=True))
 
 
-def read_ended(db: Database, after: int, limit: int, read: ReadPieces) -> tuple[StoredMessage, ...]:
-    """Return messages with recipients that ended, with these recipients only."""
+def read_ended(
+    db: Database, after: int, limit: int, read: ReadPieces
+) -> tuple[tuple[StoredMessage, ...], dict[int, str]]:
+    """Return messages with recipients that ended, with these recipients only.
+
+    And the recipients of whom no message can be made, each with the reason.
+    """
     numbers = db.rows("ended_messages", after=after, limit=limit)
     at_work = set(db.rows("messages_at_work", messages=json.dumps(numbers)))
-    return tuple(
+    unreadable: dict[int, str] = {}
+    rows = _recipients_of(db, numbers, State.ENDED)
+    messages = tuple(
         replace(message, is_at_work=message.number in at_work)
-        for message in _stored(db, _recipients_of(db, numbers, State.ENDED), read)
+        for message in _stored(db, rows, read, unreadable=unreadable)
     )
+    return messages, unreadable
+
+
+def hold_ended(db: Database, unreadable: Mapping[int, str]) -> None:
+    """Hold for a person who ended and cannot be reported on, so that he is seen."""
+    changes = Changes()
+    for number, _ in db.rows("ended_among", numbers=json.dumps(list(unreadable))):
+        changes.hold(number, UNTOLD.format(unreadable[number]))
+    changes.write(db, now=0, overdue=0)
 
 
 def read_delayed(
@@ -187,10 +206,12 @@ def _stored(
     *,
     with_contents: bool = True,
     is_strict: bool = False,
+    unreadable: dict[int, str] | None = None,
 ) -> Iterator[StoredMessage]:
     """Yield the messages that rows of recipients belong to, in their order, with just these.
 
-    Those of which no message can be made are passed over, or with `is_strict` an error.
+    Those of which no message can be made are passed over, and their recipients noted in
+    `unreadable`; or with `is_strict` that is an error.
 
     Raises:
         StoreDamagedError: There is one.
@@ -212,6 +233,8 @@ def _stored(
         except (ValueError, TypeError) as error:  # anything may stand in a damaged row
             if is_strict:
                 raise StoreDamagedError(f"message {envelope.id!r}: {error}") from None
+            if unreadable is not None:
+                unreadable |= {row[0]: UNREADABLE.format(error) for row in group}
             continue
         yield StoredMessage(
             number,

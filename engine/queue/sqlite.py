@@ -331,9 +331,20 @@ class SqliteStore(Store):
 
     async def ended(self, *, after: int = 0, limit: int = 100) -> tuple[StoredMessage, ...]:
         """Return messages with recipients that ended."""
-        return await self._read(
-            partial(sql_entries.read_ended, after=after, limit=limit, read=self._read_pieces)
-        )
+        while True:
+            messages, unreadable = await self._read(
+                partial(sql_entries.read_ended, after=after, limit=limit, read=self._read_pieces)
+            )
+            if unreadable:
+                _log.error(
+                    "%d recipients have ended, cannot be read and are held: %s",
+                    len(unreadable),
+                    next(iter(unreadable.values())),
+                )
+                await self._write(partial(sql_entries.hold_ended, unreadable=unreadable))
+            # Whoever asks takes nothing for the end.
+            if messages or not unreadable:
+                return messages
 
     async def delayed(
         self, *, now: float, waits: Sequence[float], after: int = 0, limit: int = 100

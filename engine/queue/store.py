@@ -201,7 +201,8 @@ class Store(Protocol):
     async def ended(self, *, after: int = 0, limit: int = 100) -> tuple[StoredMessage, ...]:
         """Return messages with recipients that ended and that somebody is to be told about.
 
-        With these recipients only, in the order they came, from behind a number on.
+        With these recipients only, in the order they came, from behind a number on.  Who cannot be
+        read any more is held instead.
         """
         ...
 

@@ -46,6 +46,7 @@ from engine.queue.values import (
     SiteState,
     State,
     StoredMessage,
+    check_reason,
     check_weight,
 )
 from engine.queue.values import to_milliseconds as ms
@@ -447,6 +448,7 @@ class MemoryStore(Store):
         self, action: Action, selection: Selection, *, now: float, reason: str = ""
     ) -> int:
         """Do something to all that is selected."""
+        check_reason(reason)
         await trio.lowlevel.checkpoint()
         chosen = [
             each

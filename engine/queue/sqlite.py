@@ -32,7 +32,15 @@ from engine.queue.sql_contents import (
 )
 from engine.queue.sql_submit import DEFAULT_RESERVE_OCTETS, Intake, Pieces, pack
 from engine.queue.store import DEFAULT_OVERDUE, Store
-from engine.queue.values import EVERYBODY, Action, Lease, Page, Selection, check_weight
+from engine.queue.values import (
+    EVERYBODY,
+    Action,
+    Lease,
+    Page,
+    Selection,
+    check_reason,
+    check_weight,
+)
 from engine.queue.values import to_milliseconds as ms
 from engine.smtp.errors import ContentError
 
@@ -312,6 +320,7 @@ class SqliteStore(Store):
         self, action: Action, selection: Selection, *, now: float, reason: str = ""
     ) -> int:
         """Do something to all that is selected."""
+        check_reason(reason)
         total, after = 0, 0
         while True:
             call = sql_entries.Steering(action, selection, after, ms(now), self._overdue, reason)

@@ -191,6 +191,9 @@ class Store(Protocol):
         What is leased is held, cancelled or purged once its attempt is settled, unless that ends
         it.  Large selections take several steps, between which others have their turn; cancelled,
         the steps so far stay done.
+
+        Raises:
+            ValueError: The reason is too long, or no text.
         """
         ...
 

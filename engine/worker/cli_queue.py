@@ -202,9 +202,15 @@ def _add_action(name: str) -> None:
                 else "at least one filter is needed, or --all"
             )
         selection = _select(filters)
-        from engine.queue.values import Action
+        from engine.queue.values import Action, check_reason
         from engine.worker.queue_apply import ApplyOptions, apply
 
+        # One line, as all reasons.
+        reason = " ".join(reason.split())
+        try:
+            check_reason(reason)
+        except ValueError as error:
+            raise click.UsageError(f"--reason: {error}") from None
         return apply(
             ApplyOptions(
                 config=config,
@@ -243,6 +249,7 @@ def weight(*, config: str, tenant: str, job: str | None, weight: float) -> int:
     A tenant has its share among tenants, and a job among its tenant's jobs.
     WEIGHT is above 0; whoever was given none has 1.
     """
+    _select({"tenant": tenant, "job": job})
     from engine.worker.queue_apply import set_weight
 
     return set_weight(config, tenant, weight, job)

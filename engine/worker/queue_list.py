@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Group
 from rich.text import Text
 
-from engine.queue.values import EVERYBODY, Selection, State
+from engine.queue.values import EVERYBODY, Selection, State, is_text
 from engine.worker.exits import Exit
 from engine.worker.queue_command import run_on_queue, tell_no_such_message
 from engine.worker.queue_tables import entry_table, last_outcomes, message_head
@@ -114,6 +114,8 @@ async def _list(options: ListOptions, shards: Shards, out: Output) -> None:
 
 def show_message(options: ShowOptions) -> int:
     """Run `queue show` and return its exit status."""
+    if not is_text(options.message):
+        return tell_no_such_message(options.message)
 
     async def do(shards: Shards, out: Output) -> int:
         found = shards.entries(Selection(message=options.message))

@@ -1160,6 +1160,15 @@ async def who_is_taken_out_by_hand_is_known_until_forgotten(store):
     assert last.number > first.number + 2  # whoever forgets a first one late does not meet it
 
 
+async def a_reason_that_could_not_be_read_again_is_refused(store):
+    await store.submit([mail()])
+    for reason, text in [("\udcff", "UTF-8"), ("x" * 1001, "found 1001 characters")]:
+        with pytest.raises(ValueError, match=text):
+            await store.apply(Action.CANCEL, Selection(), now=START, reason=reason)
+    assert [state for _, state in await states_of(store)] == ["queued"]
+    assert await store.apply(Action.HOLD, Selection(), now=START, reason="\n" * 1000) == 1
+
+
 async def who_has_ended_is_not_taken_out_again(store):
     await store.submit([mail("a@one.test"), mail("b@two.test")])
     lease = await take(store, seats=1)

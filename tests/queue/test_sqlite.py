@@ -375,6 +375,30 @@ async def test_who_ended_and_cannot_be_read_is_held_and_others_are_told(path, ca
         assert await problems_of(store) == []
 
 
+@pytest.mark.parametrize("column", ["address", "reason", "tenant", "reverse_path"])
+async def test_a_text_that_is_no_utf8_any_more_keeps_nobody_else_back(path, column):
+    table = "messages" if column in ("tenant", "reverse_path") else "recipients"
+    async with open_store(path) as store:
+        await store.submit([mail(f"u{n}@one.test", id=f"m{n}") for n in range(3)])
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute(
+            f"update {table} set {column} = cast(x'75ff40782e7465' as text) where number = 2"
+        )
+
+    async with open_store(path) as store:
+        entries = await entries_of(store)
+        assert [entry.message for entry in entries] == ["m0", "m1", "m2"]
+        lease = await take(store)
+        is_address = column in ("address", "reverse_path")
+        expected = [0, 2] if is_address else [0, 1, 2]
+        assert sorted(addresses_in(lease)) == [f"u{n}@one.test" for n in expected]
+        held = await entries_of(store, states=frozenset({State.HELD}))
+        assert [entry.message for entry in held] == ["m1"] * is_address
+        await store.settle(settlements(lease, Result.FAILED, report=True), now=START)
+        assert len(await store.ended()) == len(expected)
+        assert await store.apply(Action.PURGE, Selection(), now=START) == 3
+
+
 async def test_who_may_have_been_delivered_and_cannot_be_read_is_held(path):
     async with open_store(path) as store:
         await store.submit([mail("a@one.test", id="good"), mail("b@two.test", id="bad")])

@@ -114,6 +114,20 @@ async def test_a_message_that_is_not_there_is_said_to_be_missing(name, with_work
         assert (idle.status, idle.out[:12], idle.err) == (0, "0 recipients", "")
 
 
+@pytest.mark.parametrize("with_worker", [False, True])
+async def test_a_reason_is_one_line_that_can_be_kept(with_worker, place):
+    await place.fill(mail("a@one.test", id="x"))
+    async with place.worker() if with_worker else nullcontext():
+        for reason, text in [("\udcff", "UTF-8 can encode"), ("r" * 1001, "allowed are 1000")]:
+            bad = await queue(place, "hold", "--all", "--reason", reason)
+            assert bad.status == 64
+            assert f"Error: --reason: found {reason[:80]!a};" in bad.err or "1001 char" in bad.err
+            assert text in bad.err
+        done = await queue(place, "hold", "--all", "--reason", " wrong\n  link ")
+        assert done.out == "1 recipient held\n"
+    assert [entry.reason for entry in await place.entries()] == ["wrong link"]
+
+
 async def test_in_an_empty_queue_there_is_nothing_to_do(place):
     done = await queue(place, "retry", "--all")
     assert (done.status, done.out) == (0, "0 recipients due now\n")

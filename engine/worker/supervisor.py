@@ -129,7 +129,7 @@ class Supervisor:
 
     def tell(self) -> None:
         """Say who is at work, and have those say how it goes; one that begins does not hear yet."""
-        working = [child for child in self._children.values() if child.has_worked]
+        working = [child for _, child in sorted(self._children.items()) if child.has_worked]
         who = ", ".join(map(str, working)) or "none"
         _log.info("%d of %d processes are at work: %s", len(working), self.count, who)
         self._pass_on(signal.SIGUSR1, working)

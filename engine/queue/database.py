@@ -339,7 +339,8 @@ def _prepare(connection: apsw.Connection, path: Path, *, is_read_only: bool) -> 
     if is_read_only:
         if version != newest:
             raise StoreVersionError(
-                f"{path}: its schema is {version or 'none'}; to be read only it must be {newest}"
+                f"{path}: its schema is {version or 'none'}; to be read only it must be {newest}: "
+                "the worker brings it up to date when it starts, and so does what changes the queue"
             )
         return
     if version == 0:

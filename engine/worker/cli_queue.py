@@ -23,7 +23,8 @@ Exit status:
   64   bad usage
   66   the configuration cannot be read
   74   the queue cannot be opened, or is damaged
-  75   not done, try again: the queue is busy, the disk full or read only
+  75   not done, or not all of it shown, try again: the queue is busy, the disk
+       full or read only
   78   bad configuration"""
 _MESSAGE_EXITS = _EXITS.replace("be read\n", "be read, or there is no such message\n", 1)
 
@@ -286,7 +287,8 @@ def status(*, config: str, as_json: bool) -> int:
 
 @click.command(
     help=_CONFIG,
-    epilog="Exit status: 0; 64 bad usage; 66 the file cannot be read; 78 bad configuration.",
+    epilog="Exit status: 0; 64 bad usage; 66 the file cannot be read; 75 the output cannot be "
+    "written; 78 bad configuration.",
 )
 @click.option("--config", metavar="FILE", help="Configuration, TOML; without it the defaults.")
 @click.option(

@@ -48,9 +48,15 @@ def run_on_queue(file: str | None, purpose: Purpose, do: Do, *, stdout: int = 1)
 async def _run(config: Config, purpose: Purpose, do: Do, stdout: int) -> int:
     async with open_output(stdout) as out, open_shards(config, purpose) as shards:
         try:
-            return await do(shards, out)
+            status = await do(shards, out)
         except StoreError as error:
-            return tell(error)
+            status = tell(error)
+        await out.flush()
+        if out.complaint is not None:
+            # Half a list must not pass for the whole.
+            print(out.complaint, file=sys.stderr)
+            status = status or Exit.DEFERRED
+        return status
 
 
 def tell_no_such_message(message: str) -> Exit:

@@ -23,8 +23,8 @@ Exit status:
   64   bad usage
   66   the configuration cannot be read
   74   the queue cannot be opened, or is damaged
-  75   not done, or not all of it shown, try again: the queue is busy, the disk
-       full or read only
+  75   not done, or not all shown; try again: the queue is busy, the disk full
+       or read only
   78   bad configuration"""
 _MESSAGE_EXITS = _EXITS.replace("be read\n", "be read, or there is no such message\n", 1)
 

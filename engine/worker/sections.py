@@ -35,7 +35,7 @@ UnknownWord: TypeAlias = Literal["retry", "assume-delivered", "hold"]
 #: Of one worker.
 MAX_PROCESSES: Final = 64
 #: What stands beside a store, by what its name ends in: SQLite's own, and locks.
-_BESIDE_STORE: Final = ("-wal", "-shm", "-journal", ".lock", ".parent.lock")
+_BESIDE_STORE: Final = ("-wal", "-shm", "-journal", ".lock", ".parent.lock", ".removals.lock")
 
 
 def _refusal(found: str, allowed: str) -> PydanticCustomError:

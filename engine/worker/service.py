@@ -37,7 +37,7 @@ from engine.units import timestamp
 from engine.worker.given import open_state
 from engine.worker.lock import hold_lock
 from engine.worker.refusals import explain_refusal
-from engine.worker.removal_log import RemovalLog
+from engine.worker.removal_log import RemovalLog, lock_of
 from engine.worker.share import Share, files_of, share_config
 from engine.worker.shift import Shift
 from engine.worker.signals import heed_signals
@@ -163,7 +163,7 @@ class Service:
         # The lock says that nobody else is here: whoever holds leases is gone.
         dead = [owner.name for owner in await store.owners()]
         shift = self._make_shift(self._config, store, hints, dead=dead)
-        removals = self._removals = RemovalLog(store, shift.outcomes)
+        removals = self._removals = RemovalLog(store, shift.outcomes, lock_of(self._files.store))
         desk = self._desk = Desk(
             store,
             clock=self._manner.clock,

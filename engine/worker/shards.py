@@ -20,8 +20,9 @@ from engine.queue.errors import StoreUnusableError
 from engine.queue.values import EVERYBODY, Accepted
 from engine.worker.control_client import ControlClient, ControlLostError, open_control
 from engine.worker.desk import Asked, Desk, Refused
+from engine.worker.lock import lock_file
 from engine.worker.outcome_log import OutcomeLog
-from engine.worker.removal_log import RemovalLog
+from engine.worker.removal_log import RemovalLog, lock_of
 from engine.worker.sections import shard_file
 
 if TYPE_CHECKING:
@@ -182,11 +183,12 @@ class Shard(Asked):
             await trio.to_thread.run_sync(_give_to_owner, self.file, self.file.parent, 0o600)
         async with AsyncExitStack() as stack:
             store = await self._open_store(stack)
-            removals = RemovalLog(store, self._outcomes)
+            lock = lock_of(self.file)
+            removals = RemovalLog(store, self._outcomes, lock)
 
             async def log_removals() -> None:
-                file = self._outcomes.path
-                await trio.to_thread.run_sync(_give_to_owner, file, self.file, 0o640)
+                for file, mode in ((self._outcomes.path, 0o640), (lock_file(lock), 0o600)):
+                    await trio.to_thread.run_sync(_give_to_owner, file, self.file, mode)
                 await removals.flush()
                 await self._outcomes.close()
 

@@ -5,6 +5,7 @@ import time
 from contextlib import nullcontext
 
 import pytest
+import trio
 
 from engine.queue.values import State
 from tests.queue.mail import mail, take
@@ -68,6 +69,19 @@ async def test_who_is_taken_out_has_one_last_line_in_the_log_of_outcomes(place):
     assert {(each["status"], each["final"], each["attempt"]) for each in records} == {
         ("failed", True, 0)
     }
+
+
+async def test_commands_side_by_side_write_no_line_twice(place):
+    names = [f"j{n}" for n in range(6)]
+    for name in names:
+        await place.fill(*(mail(f"u{n}@one.test", id=f"{name}-{n}", job=name) for n in range(300)))
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            how = ("queue", "cancel", "--config", place.config, "--job", name)
+            nursery.start_soon(lambda how=how: run_engine(*how))
+    lines = (place.folder / "outcomes.jsonl").read_text().splitlines()
+    found = [json.loads(line)["message"] for line in lines]
+    assert len(found) == len(set(found)) == 1800
 
 
 async def test_where_they_cannot_be_logged_that_is_said_and_it_is_done_all_the_same(place):

@@ -11,8 +11,9 @@ from engine.queue.memory import MemoryStore
 from engine.queue.values import Action, Removal, Result, Selection
 from engine.report.outcome_record import read_record
 from engine.worker import removal_log as module
+from engine.worker.lock import hold_lock
 from engine.worker.outcome_log import OutcomeLog
-from engine.worker.removal_log import RemovalLog, removal_record
+from engine.worker.removal_log import RemovalLog, lock_of, removal_record
 from tests.queue.mail import START, mail, settlements, take
 from tests.worker.test_outcome_log import settled
 
@@ -24,7 +25,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def removals(path):
-    return RemovalLog(MemoryStore(), OutcomeLog(path))
+    return RemovalLog(MemoryStore(), OutcomeLog(path), lock_of(path))
 
 
 def lines(path):
@@ -72,22 +73,46 @@ async def test_each_has_one_line_however_often_and_by_however_many_it_is_asked_f
 
 async def test_without_any_the_log_is_left_alone(removals, path):
     await removals.flush()
-    assert not path.exists()
+    assert list(path.parent.iterdir()) == []
 
 
-async def test_who_leaves_late_is_logged_soon(removals, path, autojump_clock):
+async def test_one_process_at_a_time_does_it(removals, path, caplog, monkeypatch):
+    store = removals._store
+    await store.submit([mail("a@one.test", id="x")])
+    await store.apply(Action.CANCEL, Selection(), now=START)
+    async with trio.open_nursery() as nursery:
+        with hold_lock(lock_of(path)):
+            nursery.start_soon(removals.flush)
+            await trio.sleep(0.2)
+            assert lines(path) == []
+            # The other one is quicker.
+            await store.forget_removals([1])
+    assert lines(path) == []
+    await store.apply(Action.PURGE, Selection(), now=START)
+    await store.submit([mail("b@one.test", id="y")])
+    await store.apply(Action.CANCEL, Selection(), now=START)
+    monkeypatch.setattr(module, "_PATIENCE", 0.1)
+    with hold_lock(lock_of(path)):
+        await removals.flush()
+    assert caplog.messages[-1].endswith("yet: another process has been at that for 0.1 s")
+    await removals.flush()
+    assert [each["recipient"] for each in lines(path)] == ["b@one.test"]
+
+
+async def test_who_leaves_late_is_logged_soon(removals, path, monkeypatch):
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.05)
     store = removals._store
     await store.submit([mail("a@one.test", id="x")])
     lease = await take(store)
     await store.apply(Action.CANCEL, Selection(), now=START, reason="stop")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(removals.run)
-        await trio.sleep(1)
+        await trio.sleep(0.2)
         assert lines(path) == []
         await store.settle(settlements(lease, Result.DEFERRED, due=START + 60), now=START + 1)
         with trio.fail_after(15):
             while not lines(path):  # noqa: ASYNC110
-                await trio.sleep(0.1)
+                await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
     (line,) = lines(path)
     assert (line["attempt"], line["final"], line["text"]) == (1, True, "cancelled by hand: stop")
@@ -115,6 +140,6 @@ async def test_a_crash_before_the_store_forgets_is_a_line_twice_and_never_none(p
     store = Forgetful()
     await store.submit([mail("a@one.test", id="x")])
     await store.apply(Action.CANCEL, Selection(), now=START)
-    await RemovalLog(store, OutcomeLog(path)).flush()
-    await RemovalLog(store, OutcomeLog(path)).flush()
+    await RemovalLog(store, OutcomeLog(path), lock_of(path)).flush()
+    await RemovalLog(store, OutcomeLog(path), lock_of(path)).flush()
     assert len(lines(path)) == 2

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from contextlib import nullcontext
 
@@ -125,7 +126,8 @@ async def test_a_message_that_is_not_there_is_said_to_be_missing(name, with_work
         assert missing.err == "no message y\\n7 is in the queue\n"
         # Where it is there, and only not in a state for that, nothing is missing.
         idle = await queue(place, name, "--message", "x", "--recipient", "b@one.test")
-        assert (idle.status, idle.out[:12], idle.err) == (0, "0 recipients", "")
+        assert (idle.status, idle.err) == (0, "")
+        assert re.fullmatch(r"0 recipients [a-z ]+; message x has 1 queued\n", idle.out)
 
 
 @pytest.mark.parametrize("with_worker", [False, True])

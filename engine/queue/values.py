@@ -27,6 +27,8 @@ MAX_PRIORITY: Final = 9
 MAX_RECIPIENTS: Final = 100_000
 #: Characters of a message's id, of a tenant's and of a job's name.
 MAX_NAME: Final = 255
+#: Characters of a reason that a person gives.
+MAX_REASON: Final = 1000
 
 
 class State(StrEnum):
@@ -175,6 +177,27 @@ class Submission:
 MAX_TIME: Final = 1e11
 
 
+def check_reason(reason: str) -> None:
+    """Refuse what cannot be kept as a reason.
+
+    Raises:
+        ValueError: It is too long, or no text; what is allowed is said.
+    """
+    if len(reason) > MAX_REASON:
+        raise ValueError(f"found {len(reason)} characters; allowed are {MAX_REASON}")
+    if not is_text(reason):
+        raise ValueError(f"found {reason[:80]!a}; allowed is text that UTF-8 can encode")
+
+
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can encode it: what comes from a command line or from JSON may be anything."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _check_name(what: str, text: str, least: int = 0) -> None:
     if not least <= len(text) <= MAX_NAME:
         raise SubmitError(
@@ -184,10 +207,8 @@ def _check_name(what: str, text: str, least: int = 0) -> None:
 
 
 def _check_text(what: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise SubmitError(f"{what} {text!a}: allowed is text that UTF-8 can encode") from None
+    if not is_text(text):
+        raise SubmitError(f"{what} {text!a}: allowed is text that UTF-8 can encode")
     if "\0" in text:
         raise SubmitError(f"{what} {text!r}: allowed is text without NUL")
 
@@ -348,6 +369,28 @@ class Owner:
     name: str
     deadline: float
     recipients: int
+
+
+class Removal(NamedTuple):
+    """A recipient whom a person took out of the queue before it had ended.
+
+    Attributes:
+        number: Names the removal in this store.
+        message: Its message's id.
+        recipient: Its address.
+        attempts: How often it had been tried.
+        action: `CANCEL` or `PURGE`.
+        reason: Why, in one line, as far as anybody said; of who was purged, why it had last waited.
+        at: When it left.
+    """
+
+    number: int
+    message: str
+    recipient: str
+    attempts: int
+    action: Action
+    reason: str
+    at: float
 
 
 # ---- looking and steering -----------------------------------------------------------------------

@@ -15,6 +15,7 @@ from engine.message import Message, Notify, Recipient
 from engine.queue import errors
 from engine.queue.errors import StoreError
 from engine.queue.values import (
+    MAX_REASON,
     Accepted,
     Action,
     Backlog,
@@ -43,7 +44,6 @@ _T = TypeVar("_T")
 MAX_MESSAGES: Final = 1000
 #: Entries of one answer.
 MAX_ENTRIES: Final = 5000
-_MAX_REASON: Final = 1000
 
 
 class _Strict(BaseModel):
@@ -134,7 +134,7 @@ class ApplyRequest(_Request):
     do: Literal["apply"] = "apply"
     action: Action
     selection: WireSelection
-    reason: Annotated[str, Field(max_length=_MAX_REASON)] = ""
+    reason: Annotated[str, Field(max_length=MAX_REASON)] = ""
 
 
 class WeightRequest(_Request):

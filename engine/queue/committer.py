@@ -201,9 +201,6 @@ class Committer:
         # Reading apart: it works on a disk that is full or read only.
         for part, is_read in ((urgent, False), (writes, False), (reads, True)):
             if part:
-                # Before anybody who waits can look.
-                self.operations += len(part)
-                self.commits += 1
                 try:
                     self._do_together(part, is_read=is_read)
                 finally:

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from engine.smtp.command import Command
 
 _TLS_TROUBLE: Final = EnhancedStatusCode(4, 7, 5)
+# Every message asks for these; in Python 3.11 a member of an enum is found ten times as slowly as a name.
+_DELIVERED, _ACCEPTED = Status.DELIVERED, Status.ACCEPTED
 _LOST: Final = EnhancedStatusCode(4, 4, 2)
 #: "Authentication required" (RFC 4954 §6).
 _AUTH_REQUIRED: Final = 530
@@ -522,7 +524,7 @@ class HostSession:
         for place, verdict in zip(group, verdicts):  # noqa: B905 - every message comes by here
             if verdict is None or place in but:
                 continue
-            if verdict[0] is Status.DELIVERED or verdict[0] is Status.ACCEPTED:
+            if verdict[0] is _DELIVERED or verdict[0] is _ACCEPTED:
                 self.did_last_succeed = True
                 attempt.report(place, verdict, now, carriage)
             else:

@@ -33,6 +33,7 @@ VALUES = {
     "paths",
     "route",
     "security",
+    "setting_proxy",
     "setting_types",
     "settings",
     "showing",

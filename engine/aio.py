@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from engine import content
 from engine import engine as native
+from engine.calls import Call
 from engine.errors import EngineClosedError
 from engine.guest import Guest, Tenant, find_guest, see_through
-from engine.hosted import Call, EngineFailedError, HostedEngine, takes_arguments_of
+from engine.hosted import EngineFailedError, HostedEngine, takes_arguments_of
 
 if TYPE_CHECKING:
     import os

@@ -2,7 +2,8 @@
 
 `engine.blocking` runs one in a thread, `engine.aio` in a guest run over asyncio's loop; the rules are
 here, once for both.  An outcome goes to whoever waits for its message (`send`), else to the stream
-that everybody may read.  Not here: threads, loops, and how anybody waits outside Trio.
+that everybody may read.  Not here: threads, loops, how anybody waits outside Trio, and how a call
+keeps its promise (`engine.calls`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import (
     Any,
     Concatenate,
     Final,
-    Generic,
     NamedTuple,
     ParamSpec,
     Protocol,
@@ -33,9 +33,10 @@ from engine.errors import EngineClosedError, EngineError, SubmitError
 from engine.outcomes import Seats
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
     from contextvars import Context
 
+    from engine.calls import Call
     from engine.engine import Engine
     from engine.message import Message
     from engine.outcome import Outcome
@@ -44,7 +45,6 @@ _log = logging.getLogger("engine")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_T_contra = TypeVar("_T_contra", contravariant=True)
 
 _CLOSED: Final = "the engine is draining or closed, or was never opened"
 
@@ -80,62 +80,6 @@ class Collector(Protocol):
     def end(self) -> None:
         """Hear that the engine has ended, and that what is missing will never come."""
         ...
-
-
-class Promise(Protocol[_T_contra]):
-    """Where the result of a call goes; the futures of threads and of asyncio are such."""
-
-    def done(self) -> bool:
-        """Whether it has a result, or nobody wants one any more."""
-        ...
-
-    def set_result(self, result: _T_contra, /) -> None:
-        """Say what came of it."""
-        ...
-
-    def set_exception(self, error: BaseException, /) -> None:
-        """Say that it failed."""
-        ...
-
-
-class Call(Generic[_T]):
-    """A call from outside, on its way through a task of Trio's.
-
-    Attributes:
-        promise: Gets what comes of it, in any case and once.
-    """
-
-    def __init__(
-        self,
-        promise: Promise[_T],
-        function: Callable[..., Awaitable[_T]],
-        *arguments: object,
-    ) -> None:
-        self.promise = promise
-        self._function = function
-        self._arguments = arguments
-        self._scope = trio.CancelScope()
-
-    def cancel(self) -> None:
-        """Ask it to end soon; its promise is kept all the same.  Belongs to Trio's thread."""
-        self._scope.cancel()
-
-    def fail(self, error: Exception) -> None:
-        """Say that nothing will come of it, unless something has."""
-        if not self.promise.done():
-            self.promise.set_exception(error)
-
-    async def run(self, make_error: Callable[[], Exception]) -> None:
-        """Run it; a call that is cancelled, by whom ever, fails with the error made."""
-        try:
-            with self._scope:
-                await trio.lowlevel.checkpoint_if_cancelled()  # then it has not begun
-                self.promise.set_result(await self._function(*self._arguments))
-        except Exception as error:  # noqa: BLE001 - it is the caller's, and goes there
-            self.fail(error)
-        finally:
-            if not self.promise.done():
-                self.promise.set_exception(make_error())
 
 
 @dataclass(slots=True)

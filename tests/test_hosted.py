@@ -12,8 +12,9 @@ from trio.testing import wait_all_tasks_blocked
 
 from engine import aio, blocking
 from engine import engine as native
+from engine.calls import Call
 from engine.errors import ConfigError, EngineClosedError, SubmitError
-from engine.hosted import Call, EngineFailedError, HostedEngine, Told
+from engine.hosted import EngineFailedError, HostedEngine, Told
 from engine.report.events import ConnectionOpened
 from tests.delivery.helpers import an_engine, message, serving, stalls, told
 

@@ -18,7 +18,8 @@ from engine import engine as native
 from engine.calls import Call
 from engine.errors import EngineClosedError
 from engine.guest import Guest, Tenant, find_guest, see_through
-from engine.hosted import EngineFailedError, HostedEngine, takes_arguments_of
+from engine.hosted import EngineFailedError, HostedEngine
+from engine.signature import takes_arguments_of
 
 if TYPE_CHECKING:
     import os

@@ -22,7 +22,8 @@ from engine import content
 from engine import engine as native
 from engine.calls import Call
 from engine.errors import EngineClosedError
-from engine.hosted import EngineFailedError, HostedEngine, takes_arguments_of
+from engine.hosted import EngineFailedError, HostedEngine
+from engine.signature import takes_arguments_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator

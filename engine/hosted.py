@@ -8,23 +8,11 @@ keeps its promise (`engine.calls`).
 
 from __future__ import annotations
 
-import inspect
 import logging
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
-from functools import update_wrapper
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Concatenate,
-    Final,
-    NamedTuple,
-    ParamSpec,
-    Protocol,
-    TypeAlias,
-    TypeVar,
-)
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import trio
 
@@ -43,7 +31,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("engine")
 
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _CLOSED: Final = "the engine is draining or closed, or was never opened"
@@ -425,22 +412,3 @@ class HostedEngine:
 
 def _seconds(timeout: float | None) -> float:
     return float("inf") if timeout is None else timeout
-
-
-def takes_arguments_of(
-    constructor: Callable[Concatenate[Any, _P], None],
-) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, _P], None]]:
-    """Make a constructor show the arguments of another, for readers and type checkers.
-
-    So whatever an `Engine` can be given, one in a thread or over a loop can be given too.
-    """
-
-    def decorate(own: Callable[..., None]) -> Callable[Concatenate[Any, _P], None]:
-        def make(self: Any, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
-            own(self, *args, **kwargs)
-
-        update_wrapper(make, own)
-        vars(make)["__signature__"] = inspect.signature(constructor)
-        return make
-
-    return decorate

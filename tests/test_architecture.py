@@ -92,7 +92,7 @@ ROOM_OF = dict.fromkeys(
     ),
     "engine",
 )
-ROOM_OF |= dict.fromkeys(("aio", "blocking", "calls", "guest", "hosted"), "embedding")
+ROOM_OF |= dict.fromkeys(("aio", "blocking", "calls", "guest", "hosted", "signature"), "embedding")
 ROOM_OF["__main__"] = "worker"
 
 IO_MODULES = {"trio", "socket", "ssl", "select", "selectors", "threading", "sqlite3", "subprocess"}

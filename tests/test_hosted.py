@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import inspect
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -10,10 +9,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from engine import aio, blocking
-from engine import engine as native
 from engine.calls import Call
-from engine.errors import ConfigError, EngineClosedError, SubmitError
+from engine.errors import EngineClosedError, SubmitError
 from engine.hosted import EngineFailedError, HostedEngine, Told
 from engine.report.events import ConnectionOpened
 from tests.delivery.helpers import an_engine, message, serving, stalls, told
@@ -330,12 +327,3 @@ async def test_what_a_message_starts_does_not_keep_its_callers_context(autojump_
         await trio.sleep(1)
     assert future.done()
     assert found == ["none"]
-
-
-@pytest.mark.parametrize("constructor", [blocking.Engine, aio.Engine])
-def test_a_hosted_engine_takes_whatever_an_engine_takes(constructor: type):
-    assert inspect.signature(constructor) == inspect.signature(native.Engine)
-    with pytest.raises(ConfigError):
-        constructor(routes=[("no good pattern", [])])
-    with pytest.raises(TypeError, match="bogus"):
-        constructor(bogus=1)

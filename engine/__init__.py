@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from engine.queue.decision import Policy as Policy
     from engine.queue.retry import read_rules as read_rules
     from engine.queue.sqlite import open_store as open_store
-    from engine.queue.values import Submission as Submission
+    from engine.queue.submission import Submission as Submission
     from engine.settings import Settings as Settings
     from engine.single import open_session as open_session
     from engine.smtp.stages import Stage as Stage
@@ -60,7 +60,7 @@ _HOMES: Final = {
     "QueueOptions": "engine.stored",
     "Policy": "engine.queue.decision",
     "read_rules": "engine.queue.retry",
-    "Submission": "engine.queue.values",
+    "Submission": "engine.queue.submission",
     "from_binary": "engine.content",
     "from_octets": "engine.content",
     "from_text": "engine.content",

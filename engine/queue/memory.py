@@ -28,10 +28,10 @@ from engine.queue.memory_records import (
     rounded,
 )
 from engine.queue.store import DEFAULT_OVERDUE, Store
+from engine.queue.submission import Accepted
 from engine.queue.values import (
     CUT_SHORT,
     EVERYBODY,
-    Accepted,
     Action,
     Backlog,
     Counts,
@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
     from engine.message import Message
-    from engine.queue.values import Entry, Settlement, Submission
+    from engine.queue.submission import Submission
+    from engine.queue.values import Entry, Settlement
 
 _EXPIRED_AT_ONCE: Final = 100
 

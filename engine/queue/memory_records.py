@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.message import Message, Recipient
-    from engine.queue.values import Action, Result, Selection, Submission
+    from engine.queue.submission import Submission
+    from engine.queue.values import Action, Result, Selection
 
 
 @dataclass(slots=True)

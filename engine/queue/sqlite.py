@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from engine.queue.committer import Committer
     from engine.queue.database import Database
     from engine.queue.sql_submit import Parcel
+    from engine.queue.submission import Accepted, Submission
     from engine.queue.values import (
-        Accepted,
         Backlog,
         Counts,
         Delayed,
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
         Settlement,
         SiteState,
         StoredMessage,
-        Submission,
     )
 
 _R = TypeVar("_R")

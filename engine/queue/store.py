@@ -36,8 +36,8 @@ from engine.queue.values import EVERYBODY
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
+    from engine.queue.submission import Accepted, Submission
     from engine.queue.values import (
-        Accepted,
         Action,
         Backlog,
         Counts,
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
         Settlement,
         SiteState,
         StoredMessage,
-        Submission,
     )
 
 #: How long a recipient of a site that is backed off may be due before it is leased all the same, in

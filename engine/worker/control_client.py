@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
-    from engine.queue.values import Action, Selection, Submission
+    from engine.queue.submission import Submission
+    from engine.queue.values import Action, Selection
     from engine.worker.desk import Answer, Status
 
 _R = TypeVar("_R")

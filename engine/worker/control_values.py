@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from engine.message import Message, Notify, Recipient
 from engine.queue import errors
 from engine.queue.errors import StoreError
+from engine.queue.submission import Accepted, Submission
 from engine.queue.values import (
-    Accepted,
     Action,
     Backlog,
     Counts,
@@ -25,7 +25,6 @@ from engine.queue.values import (
     Selection,
     SiteState,
     State,
-    Submission,
 )
 from engine.smtp.content import ContentFacts
 from engine.worker.control import MAX_GROUP_OCTETS, WireError

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from engine.errors import SubmitError
-from engine.queue.values import EVERYBODY, Accepted
+from engine.queue.submission import Accepted
+from engine.queue.values import EVERYBODY
 from engine.smtp.errors import ContentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from engine.queue.store import Store
-    from engine.queue.values import Action, Backlog, Counts, Page, Selection, Submission
+    from engine.queue.submission import Submission
+    from engine.queue.values import Action, Backlog, Counts, Page, Selection
 
 #: Contents up to this size are taken unless somebody says otherwise.
 DEFAULT_MESSAGE_OCTETS: Final = 50 * 1024 * 1024

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from engine.content import from_binary, from_octets
 from engine.message import Message, Recipient
 from engine.queue.errors import ContentsDamagedError, StoreDamagedError, StoreError, StoreFullError
+from engine.queue.submission import Accepted, Submission
 from engine.queue.values import (
-    Accepted,
     Action,
     Backlog,
     Counts,
@@ -21,7 +21,6 @@ from engine.queue.values import (
     Selection,
     SiteState,
     State,
-    Submission,
 )
 from engine.worker import control_values as values
 from engine.worker.control import MAX_GROUP_OCTETS, WireError

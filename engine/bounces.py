@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
     from engine.message import Message, Recipient
     from engine.outcome import Outcome
+    from engine.queue.entries import StoredMessage
     from engine.queue.retry import RetryRules
     from engine.queue.store import Store
-    from engine.queue.values import StoredMessage
     from engine.report.bounce import BounceSettings
     from engine.report.bounce_rules import Report
 

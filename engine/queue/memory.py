@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from engine.content import MemoryContent
+from engine.queue.entries import Backlog, Counts, Delayed, Page, StoredMessage
 from engine.queue.errors import DuplicateIdError, LeaseLostError
 from engine.queue.memory_lanes import LaneKey, Lanes, Waiting
 from engine.queue.memory_records import (
@@ -33,18 +34,13 @@ from engine.queue.values import (
     CUT_SHORT,
     EVERYBODY,
     Action,
-    Backlog,
-    Counts,
-    Delayed,
     Lease,
     Owner,
-    Page,
     Recovered,
     Result,
     Selection,
     SiteState,
     State,
-    StoredMessage,
     check_weight,
 )
 from engine.queue.values import to_milliseconds as ms
@@ -53,8 +49,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
     from engine.message import Message
+    from engine.queue.entries import Entry
     from engine.queue.submission import Submission
-    from engine.queue.values import Entry, Settlement
+    from engine.queue.values import Settlement
 
 _EXPIRED_AT_ONCE: Final = 100
 

@@ -32,7 +32,7 @@ from engine.queue.sql_contents import (
 )
 from engine.queue.sql_submit import DEFAULT_RESERVE_OCTETS, Intake, Pieces, pack
 from engine.queue.store import DEFAULT_OVERDUE, Store
-from engine.queue.values import EVERYBODY, Action, Lease, Page, Selection, check_weight
+from engine.queue.values import EVERYBODY, Action, Lease, Selection, check_weight
 from engine.queue.values import to_milliseconds as ms
 from engine.smtp.errors import ContentError
 
@@ -44,19 +44,10 @@ if TYPE_CHECKING:
     from engine.message import Content
     from engine.queue.committer import Committer
     from engine.queue.database import Database
+    from engine.queue.entries import Backlog, Counts, Delayed, Page, StoredMessage
     from engine.queue.sql_submit import Parcel
     from engine.queue.submission import Accepted, Submission
-    from engine.queue.values import (
-        Backlog,
-        Counts,
-        Delayed,
-        LeasedMessage,
-        Owner,
-        Recovered,
-        Settlement,
-        SiteState,
-        StoredMessage,
-    )
+    from engine.queue.values import LeasedMessage, Owner, Recovered, Settlement, SiteState
 
 _R = TypeVar("_R")
 

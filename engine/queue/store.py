@@ -36,20 +36,16 @@ from engine.queue.values import EVERYBODY
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
+    from engine.queue.entries import Backlog, Counts, Delayed, Page, StoredMessage
     from engine.queue.submission import Accepted, Submission
     from engine.queue.values import (
         Action,
-        Backlog,
-        Counts,
-        Delayed,
         Lease,
         Owner,
-        Page,
         Recovered,
         Selection,
         Settlement,
         SiteState,
-        StoredMessage,
     )
 
 #: How long a recipient of a site that is backed off may be due before it is leased all the same, in

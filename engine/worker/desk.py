@@ -19,9 +19,10 @@ from engine.smtp.errors import ContentError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from engine.queue.entries import Backlog, Counts, Page
     from engine.queue.store import Store
     from engine.queue.submission import Submission
-    from engine.queue.values import Action, Backlog, Counts, Page, Selection
+    from engine.queue.values import Action, Selection
 
 #: Contents up to this size are taken unless somebody says otherwise.
 DEFAULT_MESSAGE_OCTETS: Final = 50 * 1024 * 1024

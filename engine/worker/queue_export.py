@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.message import Recipient
+    from engine.queue.entries import Entry, StoredMessage
     from engine.queue.store import Store
-    from engine.queue.values import Entry, StoredMessage
     from engine.worker.config import Config
 
 #: The batch that `submit` takes again.

@@ -23,7 +23,7 @@ from engine.worker.screen import print_to
 from engine.worker.summary import printable
 
 if TYPE_CHECKING:
-    from engine.queue.values import Entry
+    from engine.queue.entries import Entry
     from engine.worker.output import Output
     from engine.worker.shards import Shards
 

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
+    from engine.queue.entries import Counts, Entry, Page
     from engine.queue.store import Store
     from engine.queue.submission import Submission
-    from engine.queue.values import Action, Counts, Entry, Page, Selection
+    from engine.queue.values import Action, Selection
     from engine.worker.config import Config
     from engine.worker.desk import Answer, Status
 

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from engine import errors as errors
+    from engine.callout import Verification as Verification
     from engine.content import from_binary as from_binary
     from engine.content import from_file as from_file
     from engine.content import from_octets as from_octets
     from engine.content import from_text as from_text
+    from engine.email_message import message_from_email as message_from_email
     from engine.engine import Engine as Engine
+    from engine.message import Content as Content
     from engine.message import Message as Message
     from engine.message import Recipient as Recipient
     from engine.outcome import Cause as Cause
@@ -28,9 +31,13 @@ if TYPE_CHECKING:
     from engine.paths import PathRule as PathRule
     from engine.paths import SettingsTable as SettingsTable
     from engine.queue.decision import Policy as Policy
+    from engine.queue.retry import RetryRules as RetryRules
     from engine.queue.retry import read_rules as read_rules
     from engine.queue.sqlite import open_store as open_store
     from engine.queue.submission import Submission as Submission
+    from engine.report import events as events
+    from engine.report.log import LogWriter as LogWriter
+    from engine.report.statistics import Statistics as Statistics
     from engine.settings import Settings as Settings
     from engine.single import open_session as open_session
     from engine.smtp.stages import Stage as Stage
@@ -43,6 +50,8 @@ _HOMES: Final = {
     "Engine": "engine.engine",
     "Message": "engine.message",
     "Recipient": "engine.message",
+    "Content": "engine.message",
+    "message_from_email": "engine.email_message",
     "Outcome": "engine.outcome",
     "Status": "engine.outcome",
     "Scope": "engine.outcome",
@@ -59,18 +68,24 @@ _HOMES: Final = {
     "open_store": "engine.queue.sqlite",
     "QueueOptions": "engine.stored",
     "Policy": "engine.queue.decision",
+    "RetryRules": "engine.queue.retry",
     "read_rules": "engine.queue.retry",
     "Submission": "engine.queue.submission",
     "from_binary": "engine.content",
     "from_octets": "engine.content",
     "from_text": "engine.content",
     "from_file": "engine.content",
+    "Statistics": "engine.report.statistics",
+    "Verification": "engine.callout",
+    "LogWriter": "engine.report.log",
 }
+#: Modules whose names are public, too.
+_MODULES: Final = {"errors": "engine.errors", "events": "engine.report.events"}
 
-__all__ = [  # noqa: PLE0604 - the names come from the table above
+__all__ = [  # noqa: PLE0604 - the names come from the tables above
     *_HOMES,
+    *_MODULES,
     "__version__",
-    "errors",
 ]
 
 
@@ -81,8 +96,8 @@ def __getattr__(name: str) -> object:
     value: object
     if name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
-    elif name == "errors":
-        value = import_module("engine.errors")
+    elif name in _MODULES:
+        value = import_module(_MODULES[name])
     elif name == "__version__":
         value = metadata.version("delivery-engine")
     else:

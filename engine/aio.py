@@ -11,21 +11,23 @@ Trio runs (`engine.guest`).
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from engine import content
 from engine import engine as native
 from engine.calls import Call
-from engine.errors import EngineClosedError
+from engine.errors import EngineClosedError, EngineFailedError
 from engine.guest import Guest, Tenant, find_guest, see_through
-from engine.hosted import EngineFailedError, HostedEngine
+from engine.hosted import HostedEngine
 from engine.signature import takes_arguments_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from types import TracebackType
 
+    from engine.callout import Verification
     from engine.hosted import Told
     from engine.message import Content, Message
     from engine.outcome import Outcome
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "EngineFailedError", "Outcomes"]
 
 _T = TypeVar("_T")
+_E = TypeVar("_E", bound="Event")
 
 
 class Engine:
@@ -56,6 +59,12 @@ class Engine:
     An engine that fails by a bug raises `EngineFailedError` in whoever calls or waits.  An engine
     belongs to the loop it was opened in, and a loop may have several.
 
+    With `store=open_store(path)` (not entered: the engine opens it, and closes it) `submit` returns
+    when the message is on disk, and waits for nobody who reads.  Leaving the block finishes what is
+    being tried; the rest stays on disk, for whoever opens the store next.  `outcomes` has one for
+    each attempt; once somebody has begun to read them the queue waits for who reads, and as long as
+    nobody has, those that are too many go to the log.
+
     Attributes:
         outcomes: One `Outcome` for each recipient of `submit`, as each becomes known; of `send`
             those that nobody waits for any more.
@@ -71,12 +80,17 @@ class Engine:
 
         Raises:
             ConfigError: Settings or routes cannot be used.
+            TypeError: An argument is of another type.
+            ValueError: As for `engine.Engine`.
         """
         stream: asyncio.Queue[Told | None] = asyncio.Queue()  # bounded by seats
-        self._hosted = HostedEngine(
-            native.Engine(*args, **kwargs), stream.put_nowait, kwargs.get("max_in_flight")
+        self._hosted = HostedEngine(native.Engine(*args, **kwargs), stream.put_nowait, kwargs)
+        self.outcomes = Outcomes(
+            stream,
+            begin=self._hosted.note_reader,
+            taken=self._hosted.taken,
+            error=self._hosted.error,
         )
-        self.outcomes = Outcomes(stream, taken=self._hosted.taken, error=self._hosted.error)
         self._calls: set[Call[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._guest: Guest | None = None
@@ -90,11 +104,19 @@ class Engine:
         """Start the engine; what the `async with` statement calls.  Cancelled, it has stopped.
 
         Raises:
-            RuntimeError: It was opened before, or Trio runs in this thread already.
+            ConfigError: A file that settings name cannot be used.
+            RuntimeError: It was opened before, there is no loop, or Trio runs in this thread already.
+            StoreError: The store cannot be opened.
         """
         if self._loop is not None:
             raise RuntimeError("an Engine can be opened once")
-        self._loop = asyncio.get_running_loop()
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                "no loop of asyncio runs here; for Trio there is engine.Engine, and for plain code "
+                "engine.blocking.Engine"
+            ) from None
         self._opened, self._over = self._loop.create_future(), self._loop.create_future()
         try:
             self._guest = await find_guest()
@@ -201,7 +223,7 @@ class Engine:
         assert self._opened is not None
         assert self._over is not None
         if not self._opened.done():
-            self._opened.set_exception(self._hosted.error())
+            self._opened.set_exception(self._hosted.refusal or self._hosted.error())
         if not self._over.done():
             self._over.set_result(None)
 
@@ -222,8 +244,11 @@ class Engine:
         Raises:
             EngineClosedError: The engine is draining or closed.
             EngineFailedError: The engine has failed.
-            SubmitError: A `send` waits for a message of that id.
-            TimeoutError: There was no room; the message was not taken.
+            StoreError: The store has not taken it.
+            SubmitError: A `send` waits for a message of that id, or the store cannot keep it.
+            TimeoutError: There was no room, and it was not taken; a store may have it all the same.
+            TypeError: It is no message.
+            ValueError: The timeout is below 0.
         """
         return await self._call(self._hosted.submit, message, timeout)
 
@@ -233,6 +258,10 @@ class Engine:
         Cancelled, a message that was taken is delivered all the same, and its outcomes come out of
         `outcomes`.
 
+        With a store they are those of the first attempt (with `QueueOptions.only_final`, of the last),
+        and the message must have no id.  The engine must then be alone at its store: what another one
+        delivers has its outcomes there, and is waited for in vain.
+
         Args:
             message: It.
             timeout: Seconds to wait; then it is as if cancelled.
@@ -240,8 +269,11 @@ class Engine:
         Raises:
             EngineClosedError: The engine is draining or closed; the message was not taken.
             EngineFailedError: The engine has failed.
-            SubmitError: A message of that id is in flight.
+            StoreError: The store has not taken it.
+            SubmitError: A message of that id is in flight; with a store, it has an id.
             TimeoutError: They were not known in time.
+            TypeError: It is no message.
+            ValueError: The timeout is below 0; or outcomes go to `QueueOptions.on_settled`.
         """
         return await self._call(self._hosted.send, message, timeout, lost=self._hosted.keep)
 
@@ -252,6 +284,34 @@ class Engine:
             EngineClosedError: The engine is not open.
         """
         return await self._call(content.from_file, path)
+
+    async def wait_empty(self) -> None:
+        """Wait until everybody in the store is done with, or held, as `engine.Engine` does.
+
+        Raises:
+            EngineClosedError: The engine is not open, or was closed meanwhile.
+            EngineFailedError: The engine has failed.
+            ValueError: There is no store.
+        """
+        await self._call(self._hosted.wait_empty)
+
+    async def verify(
+        self,
+        addresses: Sequence[str],
+        *,
+        sender: str = "",
+        catch_all: bool = False,
+        fresh: bool = False,
+    ) -> list[Verification]:
+        """Ask whether addresses would be taken, without sending anything, as `engine.Engine` does.
+
+        Raises:
+            AddressSyntaxError: One of them is no mailbox; nothing was asked.
+            EngineClosedError: The engine is draining or closed.
+            EngineFailedError: The engine has failed.
+        """
+        verify = partial(self._hosted.verify, catch_all=catch_all, fresh=fresh)
+        return await self._call(verify, addresses, sender)
 
     async def _call(
         self,
@@ -292,16 +352,26 @@ class Engine:
         """Return the numbers of this moment."""
         return self._hosted.engine.statistics()
 
-    def watch(self, callback: Callable[[Event], None], *kinds: type[Event]) -> None:
+    @overload
+    def watch(self, callback: Callable[[Event], object]) -> None: ...
+    @overload
+    def watch(
+        self, callback: Callable[[_E], object], kind: type[_E], /, *kinds: type[_E]
+    ) -> None: ...
+    def watch(self, callback: Callable[[Any], object], *kinds: Any) -> None:
         """Call `callback` with each event, in the loop's thread: it must be quick.
 
         Args:
             callback: As for `engine.Engine.events.watch`.
-            kinds: Classes of events; none: all.
+            *kinds: Classes of events; none: all.
+
+        Raises:
+            TypeError: It cannot be called, or would have to be awaited; or a kind is none.
+            trio.ClosedResourceError: The engine has ended.
         """
         self._hosted.engine.events.watch(callback, *kinds)
 
-    def unwatch(self, callback: Callable[[Event], None]) -> None:
+    def unwatch(self, callback: Callable[[Any], object]) -> None:
         """Stop calling `callback`; no error where it is not known."""
         self._hosted.engine.events.unwatch(callback)
 
@@ -317,10 +387,12 @@ class Outcomes:
         self,
         stream: asyncio.Queue[Told | None],
         *,
+        begin: Callable[[], None],
         taken: Callable[[Told], None],
         error: Callable[[], Exception],
     ) -> None:
         self._stream = stream
+        self._begin = begin
         self._taken = taken
         self._error = error
 
@@ -331,6 +403,7 @@ class Outcomes:
             EngineClosedError: There will be none any more.
             EngineFailedError: There will be none any more, for the engine has failed.
         """
+        self._begin()
         while (told := await self._stream.get()) is None:
             self._stream.put_nowait(None)  # for the others who wait
             if self._stream.qsize() == 1:

@@ -13,22 +13,24 @@ import atexit
 import os
 import threading
 from concurrent.futures import Future, wait
+from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 import trio
 
 from engine import content
 from engine import engine as native
 from engine.calls import Call
-from engine.errors import EngineClosedError
-from engine.hosted import EngineFailedError, HostedEngine
+from engine.errors import EngineClosedError, EngineFailedError
+from engine.hosted import HostedEngine
 from engine.signature import takes_arguments_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
+    from engine.callout import Verification
     from engine.hosted import Told
     from engine.message import Content, Message
     from engine.outcome import Outcome
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "EngineFailedError", "Outcomes"]
 
 _T = TypeVar("_T")
+_E = TypeVar("_E", bound="Event")
 
 #: Seconds beyond its grace that an engine left open may hold up the end of the interpreter.
 _EXIT_SECONDS: Final = 5.0
@@ -64,6 +67,12 @@ class Engine:
     engine behind the fork, in each process its own.  An engine that is still open when the
     interpreter ends is cancelled, and does not hold it up beyond its grace and some seconds.
 
+    With `store=open_store(path)` (not entered: the engine opens it, and closes it) `submit` returns
+    when the message is on disk, and waits for nobody who reads.  Leaving the block finishes what is
+    being tried; the rest stays on disk, for whoever opens the store next.  `outcomes` has one for
+    each attempt; once somebody has begun to read them the queue waits for who reads, and as long as
+    nobody has, those that are too many go to the log.
+
     Attributes:
         outcomes: One `Outcome` for each recipient of `submit`, as each becomes known; of `send`
             those that nobody waits for any more.
@@ -79,13 +88,19 @@ class Engine:
 
         Raises:
             ConfigError: Settings or routes cannot be used.
+            TypeError: An argument is of another type.
+            ValueError: As for `engine.Engine`.
         """
         stream: SimpleQueue[Told | None] = SimpleQueue()
         self._limit: int = kwargs.get("max_in_flight", native.DEFAULT_MAX_IN_FLIGHT)
         self._grace: float = kwargs.get("grace", native.DEFAULT_GRACE)
-        self._hosted = HostedEngine(native.Engine(*args, **kwargs), stream.put, self._limit)
+        self._hosted = HostedEngine(native.Engine(*args, **kwargs), stream.put, kwargs)
         self.outcomes = Outcomes(
-            stream, check=self._check_caller, taken=self._taken, error=self._hosted.error
+            stream,
+            check=self._check_caller,
+            begin=self._begin_reading,
+            taken=self._taken,
+            error=self._hosted.error,
         )
         self._thread: threading.Thread | None = None
         self._process: int | None = None
@@ -103,7 +118,9 @@ class Engine:
         """Start the thread and the engine in it; what the `with` statement calls.
 
         Raises:
+            ConfigError: A file that settings name cannot be used.
             RuntimeError: It was opened before.
+            StoreError: The store cannot be opened.
         """
         self._check_caller()
         if self._thread is not None:
@@ -217,7 +234,7 @@ class Engine:
             for call in calls:
                 call.fail(self._hosted.error())
             if not self._opened.done():
-                self._opened.set_exception(self._hosted.error())
+                self._opened.set_exception(self._hosted.refusal or self._hosted.error())
             self._over.set()
 
     async def _main(self) -> None:
@@ -247,13 +264,20 @@ class Engine:
         Raises:
             EngineClosedError: The engine is draining or closed.
             EngineFailedError: The engine has failed.
-            SubmitError: A `send` waits for a message of that id.
-            TimeoutError: There was no room; the message was not taken.
+            StoreError: The store has not taken it.
+            SubmitError: A `send` waits for a message of that id, or the store cannot keep it.
+            TimeoutError: There was no room, and it was not taken; a store may have it all the same.
+            TypeError: It is no message.
+            ValueError: The timeout is below 0.
         """
         return self._call(self._hosted.submit, message, timeout)
 
     def send(self, message: Message, timeout: float | None = None) -> list[Outcome]:
         """Deliver a message and return its outcomes, one a recipient.
+
+        With a store they are those of the first attempt (with `QueueOptions.only_final`, of the last),
+        and the message must have no id.  The engine must then be alone at its store: what another one
+        delivers has its outcomes there, and is waited for in vain.
 
         Args:
             message: It.
@@ -263,8 +287,11 @@ class Engine:
         Raises:
             EngineClosedError: The engine is draining or closed; the message was not taken.
             EngineFailedError: The engine has failed.
-            SubmitError: A message of that id is in flight.
+            StoreError: The store has not taken it.
+            SubmitError: A message of that id is in flight; with a store, it has an id.
             TimeoutError: They were not known in time.
+            TypeError: It is no message.
+            ValueError: The timeout is below 0; or outcomes go to `QueueOptions.on_settled`.
         """
         return self._call(self._hosted.send, message, timeout, lost=self._hosted.keep)
 
@@ -273,11 +300,15 @@ class Engine:
 
         The messages are asked for as there is room for them, so there may be any number, and a
         single thread can send them.  The outcomes of one that is left early come out of `outcomes`.
+        With a store it is as for `send`.
 
         Raises:
             EngineClosedError: The engine is draining or closed.
             EngineFailedError: The engine has failed.
-            SubmitError: A message of that id is in flight.
+            StoreError: The store has not taken one.
+            SubmitError: A message of that id is in flight; with a store, one has an id.
+            TypeError: Something is no message.
+            ValueError: Outcomes go to `QueueOptions.on_settled`.
         """
         window = _Window()
         left = 0
@@ -318,22 +349,60 @@ class Engine:
         """
         return self._call(content.from_file, path)
 
+    def wait_empty(self) -> None:
+        """Wait until everybody in the store is done with, or held, as `engine.Engine` does.
+
+        Raises:
+            EngineClosedError: The engine is not open, or was closed meanwhile.
+            EngineFailedError: The engine has failed.
+            ValueError: There is no store.
+        """
+        self._call(self._hosted.wait_empty)
+
+    def verify(
+        self,
+        addresses: Sequence[str],
+        *,
+        sender: str = "",
+        catch_all: bool = False,
+        fresh: bool = False,
+    ) -> list[Verification]:
+        """Ask whether addresses would be taken, without sending anything, as `engine.Engine` does.
+
+        Raises:
+            AddressSyntaxError: One of them is no mailbox; nothing was asked.
+            EngineClosedError: The engine is draining or closed.
+            EngineFailedError: The engine has failed.
+        """
+        verify = partial(self._hosted.verify, catch_all=catch_all, fresh=fresh)
+        return self._call(verify, addresses, sender)
+
     # -- what is seen of it -----------------------------------------------------------------
 
     def statistics(self) -> Statistics:
         """Return the numbers of this moment."""
         return self._look(self._hosted.engine.statistics)
 
-    def watch(self, callback: Callable[[Event], None], *kinds: type[Event]) -> None:
+    @overload
+    def watch(self, callback: Callable[[Event], object]) -> None: ...
+    @overload
+    def watch(
+        self, callback: Callable[[_E], object], kind: type[_E], /, *kinds: type[_E]
+    ) -> None: ...
+    def watch(self, callback: Callable[[Any], object], *kinds: Any) -> None:
         """Call `callback` with each event, in the engine's thread: it must be quick.
 
         Args:
             callback: As for `engine.Engine.events.watch`.
-            kinds: Classes of events; none: all.
+            *kinds: Classes of events; none: all.
+
+        Raises:
+            TypeError: It cannot be called, or would have to be awaited; or a kind is none.
+            trio.ClosedResourceError: The engine has ended.
         """
         self._look(self._hosted.engine.events.watch, callback, *kinds)
 
-    def unwatch(self, callback: Callable[[Event], None]) -> None:
+    def unwatch(self, callback: Callable[[Any], object]) -> None:
         """Stop calling `callback`; no error where it is not known."""
         self._look(self._hosted.engine.events.unwatch, callback)
 
@@ -417,9 +486,13 @@ class Engine:
     def _taken(self, told: Told) -> None:
         self._soon(self._hosted.taken, told)
 
+    def _begin_reading(self) -> None:
+        if not self._soon(self._hosted.note_reader):
+            self._hosted.note_reader()  # it has not begun, or is over
+
 
 class Outcomes:
-    """The outcomes of an engine; an iterable that any number of threads may share.
+    """The outcomes of an engine; an iterator that any number of threads may share.
 
     It ends when the engine has drained and all were taken; where the engine has failed, with
     `EngineFailedError`.  Taking an outcome makes room for `submit`.
@@ -430,11 +503,14 @@ class Outcomes:
         stream: SimpleQueue[Told | None],
         *,
         check: Callable[[], None],
+        begin: Callable[[], None],
         taken: Callable[[Told], None],
         error: Callable[[], Exception],
     ) -> None:
         self._stream = stream
         self._check = check
+        self._begin = begin
+        self._has_begun = False
         self._taken = taken
         self._error = error
 
@@ -450,6 +526,9 @@ class Outcomes:
             TimeoutError: There is none yet.
         """
         self._check()
+        if not self._has_begun:
+            self._has_begun = True
+            self._begin()
         try:
             while (told := self._stream.get(timeout=timeout)) is None:
                 self._stream.put(None)  # for the others who wait
@@ -460,13 +539,14 @@ class Outcomes:
         self._taken(told)
         return told.outcome
 
-    def __iter__(self) -> Iterator[Outcome]:
-        while True:
-            try:
-                outcome = self.receive()
-            except EngineClosedError:
-                return
-            yield outcome
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Outcome:
+        try:
+            return self.receive()
+        except EngineClosedError:
+            raise StopIteration from None
 
 
 class _Window:

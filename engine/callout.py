@@ -72,7 +72,10 @@ class Callout:
 
         Raises:
             AddressSyntaxError: One of them is no mailbox.
+            TypeError: They are one text.
         """
+        if isinstance(addresses, str | bytes):
+            raise TypeError(f"addresses is {addresses[:300]!r}; allowed is a list of them")
         self._hints = hints
         self._sender = Message.parse_sender(sender)
         self._answers: dict[str, Outcome] = {}

@@ -129,8 +129,7 @@ def from_octets(data: bytes) -> MemoryContent:
         ContentError: A NUL or a bare CR; the text names the line.
         TypeError: Not octets.
     """
-    _check_octets(data)
-    return MemoryContent(*prepare(data))
+    return MemoryContent(*prepare(_octets(data)))
 
 
 def from_binary(data: bytes) -> MemoryContent:
@@ -143,8 +142,7 @@ def from_binary(data: bytes) -> MemoryContent:
         ContentError: The header section is not made of lines that end in CRLF.
         TypeError: Not octets.
     """
-    _check_octets(data)
-    return MemoryContent(*prepare_binary(data))
+    return MemoryContent(*prepare_binary(_octets(data)))
 
 
 def from_text(text: str) -> MemoryContent:
@@ -165,10 +163,11 @@ def from_text(text: str) -> MemoryContent:
     return from_octets(data)
 
 
-def _check_octets(data: object) -> None:
+def _octets(data: object) -> bytes:
     if not isinstance(data, bytes | bytearray | memoryview):
         kind = type(data).__name__
         raise TypeError(f"found a {kind}; allowed are octets; for text there is from_text")
+    return bytes(data)  # a copy of what can be changed, and no copy of what cannot
 
 
 async def from_file(path: str | os.PathLike[str]) -> MemoryContent | FileContent:

@@ -47,6 +47,7 @@ class _Parcel:
 
     Attributes:
         message: It.
+        name: What it is called where it has no id.
         by_domain: Its recipients by routing domain, in their order.
         submitted_at: When it was submitted, by Trio's clock.
         routes: What is known of its domains.
@@ -57,6 +58,7 @@ class _Parcel:
     """
 
     message: Message
+    name: str
     by_domain: dict[str, list[Recipient]]
     submitted_at: float
     routes: dict[str, Route | Unroutable] = field(default_factory=dict)
@@ -124,22 +126,27 @@ class Dispatcher:
         """Whether messages wait for the way to a domain to be found."""
         return bool(self._waiting)
 
-    def dispatch(self, message: Message) -> None:
-        """Hand a message to its pools, at once where the ways are known."""
+    def dispatch(self, message: Message, name: str) -> None:
+        """Hand a message to its pools, at once where the ways are known.
+
+        Args:
+            message: It.
+            name: What it is called where it has no id.
+        """
         now, recipients = self._now(), message.recipients
         if len(recipients) == 1:
             # Most bulk mail goes here, to a domain that was met a moment ago.
             way = self._ways.get(recipients[0].mailbox.routing_domain)
             if way is not None and now < way.until and not way.pool.is_closed:
                 pool = way.pool
-                attempt = Attempt(message, recipients, pool.settle, now, 0.0)
+                attempt = Attempt(message, recipients, pool.settle, now, 0.0, name)
                 attempt.lane = way.lane
                 if message.require_tls or message.content.facts.is_tls_optional:
                     asked = _asked_of_tls(message)
                     attempt.lane = pool.lane(asked, way.stance, way.lane.domain)
                 pool.put(attempt)
                 return
-        self._dispatch_slowly(message, now)
+        self._dispatch_slowly(message, now, name)
 
     def dispatch_apart(
         self, message: Message, settle: Callable[[Outcome], None], *, is_callout: bool = False
@@ -151,12 +158,13 @@ class Dispatcher:
             settle: Takes each recipient's outcome; must not wait.
             is_callout: Whether recipients are only asked about, and no content is sent.
         """
-        self._dispatch_slowly(message, self._now(), settle, is_callout=is_callout)
+        self._dispatch_slowly(message, self._now(), "", settle, is_callout=is_callout)
 
     def _dispatch_slowly(
         self,
         message: Message,
         now: float,
+        name: str,
         settle: Callable[[Outcome], None] | None = None,
         *,
         is_callout: bool = False,
@@ -168,7 +176,7 @@ class Dispatcher:
                 by_domain[domain].append(recipient)
             else:
                 by_domain[domain] = [recipient]
-        parcel = _Parcel(message, by_domain, now, settle=settle, is_callout=is_callout)
+        parcel = _Parcel(message, name, by_domain, now, settle=settle, is_callout=is_callout)
         for domain in by_domain:
             way = self._ways.get(domain)
             known = self._router.known(domain, self._family_for(domain))
@@ -298,6 +306,7 @@ class Dispatcher:
             parcel.settle or settle,
             parcel.submitted_at,
             route_seconds,
+            parcel.name,
         )
         if parcel.is_callout:
             attempt.is_callout = True

@@ -366,14 +366,13 @@ class Engine:
         recorder = self._recorder
         recorder.messages += 1
         recorder.recipients += count
-        if not message.id:
-            message = message.with_id(str(recorder.messages))
+        name = message.id or str(recorder.messages)
         self._unsettled += count
         if MessageSubmitted in self.events.wanted:
             octets = message.content.facts.octets
-            self.events.publish(MessageSubmitted(self._clock(), message.id, count, octets))
-        self._dispatcher.dispatch(message)
-        return message.id
+            self.events.publish(MessageSubmitted(self._clock(), name, count, octets))
+        self._dispatcher.dispatch(message, name)
+        return name
 
     async def verify(
         self,
@@ -448,7 +447,9 @@ class Engine:
         if RecipientSettled in self.events.wanted:
             self.events.publish(RecipientSettled(self._clock(), outcome))
         self._outcomes.put(outcome)
-        self._settled_one()
+        self._unsettled -= 1
+        if self._is_draining and not self._unsettled:
+            self._wake()
 
     def _settled_one(self) -> None:
         self._unsettled -= 1

@@ -1,6 +1,23 @@
-"""The errors a user of the engine can get; what a server or the network may do is an Outcome, not an error."""
+"""The errors a user of the engine can get; what a server or the network may do is an Outcome, not an error.
+
+Where an error has kinds of its own, their root is here: those of a store are in `engine.queue.errors`.
+"""
 
 from __future__ import annotations
+
+from engine.smtp.errors import AddressSyntaxError, ContentError
+
+__all__ = [
+    "AddressSyntaxError",
+    "ConfigError",
+    "ContentError",
+    "EngineClosedError",
+    "EngineError",
+    "EngineFailedError",
+    "SessionRefusedError",
+    "StoreError",
+    "SubmitError",
+]
 
 
 class EngineError(Exception):
@@ -26,3 +43,15 @@ class SubmitError(EngineError, ValueError):
 
 class EngineClosedError(EngineError):
     """The engine is draining or closed and takes no more messages."""
+
+
+class EngineFailedError(EngineError):
+    """The engine has ended by an error of its own, which is the `__cause__`."""
+
+
+class SessionRefusedError(EngineError):
+    """There is no session: no address, no connection, or a refused greeting or hello."""
+
+
+class StoreError(EngineError):
+    """Root of what a store raises; the operation has not happened."""

@@ -2,14 +2,16 @@
 
 `engine.blocking` runs one in a thread, `engine.aio` in a guest run over asyncio's loop; the rules are
 here, once for both.  An outcome goes to whoever waits for its message (`send`), else to the stream
-that everybody may read.  Not here: threads, loops, how anybody waits outside Trio, and how a call
-keeps its promise (`engine.calls`).
+that everybody may read.  A store that is still to be opened is opened here, around the engine.
+Not here: threads, loops, how anybody waits outside Trio, and how a call keeps its promise
+(`engine.calls`).
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import asynccontextmanager, suppress
+import uuid
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -17,16 +19,18 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, T
 import trio
 
 from engine.engine import DEFAULT_MAX_IN_FLIGHT
-from engine.errors import EngineClosedError, EngineError, SubmitError
+from engine.errors import EngineClosedError, EngineError, EngineFailedError, SubmitError
+from engine.message import Message
+from engine.outcome import Status
 from engine.outcomes import Seats
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from contextvars import Context
 
+    from engine.callout import Verification
     from engine.calls import Call
     from engine.engine import Engine
-    from engine.message import Message
     from engine.outcome import Outcome
 
 _log = logging.getLogger("engine")
@@ -34,10 +38,6 @@ _log = logging.getLogger("engine")
 _T = TypeVar("_T")
 
 _CLOSED: Final = "the engine is draining or closed, or was never opened"
-
-
-class EngineFailedError(EngineError):
-    """The engine has ended by an error of its own, which is the `__cause__`."""
 
 
 class Told(NamedTuple):
@@ -77,11 +77,13 @@ class _InFlight:
         left: How many.
         collector: Who waits for them, if anybody does.
         has_seats: Whether each has a seat in the stream.
+        recipients: With a store, who is still without an outcome: there may be more than one of each.
     """
 
     left: int
     collector: Collector | None
     has_seats: bool
+    recipients: list[str] | None = None
 
 
 class _Gathered:
@@ -111,19 +113,31 @@ class HostedEngine:
     Attributes:
         engine: It.
         failure: The error by which it has ended, if it has.
+        refusal: Why it could not begin, where it is the caller's to mend.
     """
 
-    def __init__(self, engine: Engine, deliver: Deliver, max_in_flight: int | None = None) -> None:
+    def __init__(
+        self, engine: Engine, deliver: Deliver, options: Mapping[str, Any] | None = None
+    ) -> None:
         """Make one that `run` runs.
 
         Args:
             engine: It; nobody else may enter it or read its outcomes.
             deliver: Takes the stream.
-            max_in_flight: Outcomes in the stream that nobody has read, as for the engine.
+            options: What it was made with; of use are `max_in_flight`, which bounds the outcomes in
+                the stream that nobody has read, too, and `store` and `queue`.
+
+        Raises:
+            TypeError: The store is none.
         """
-        limit = DEFAULT_MAX_IN_FLIGHT if max_in_flight is None else max_in_flight
+        options = options or {}
+        limit = options.get("max_in_flight", DEFAULT_MAX_IN_FLIGHT)
         self.engine = engine
         self.failure: Exception | None = None
+        self.refusal: EngineError | None = None
+        self._store = _checked_store(options.get("store"))
+        queue = options.get("queue")
+        self._has_outcomes = queue is None or queue.on_settled is None
         self._deliver = deliver
         # Of its own, beside the engine's: who submits and does not read holds up nobody's `send`.
         self._seats = Seats(limit)
@@ -138,6 +152,9 @@ class HostedEngine:
         self._ended = trio.Event()
         self._is_over = False
         self._stream_has_ended = False
+        # With a store these two: whether anybody reads the stream, and what waits for a seat there.
+        self._is_read = False
+        self._held: Outcome | None = None
 
     # -- life -------------------------------------------------------------------------------
 
@@ -161,14 +178,18 @@ class HostedEngine:
             self._nursery = None
 
     async def _host(self, nursery: trio.Nursery, opened: Callable[[], None]) -> None:
+        to_open = self._store if isinstance(self._store, AbstractAsyncContextManager) else None
         try:
-            async with self.engine:
+            async with to_open or nullcontext(), self.engine:
                 self._nursery = nursery
                 opened()
                 await self._leaving.wait()
         except Exception as error:  # noqa: BLE001 - told to every caller
-            _log.exception("the engine has failed; what it had not finished is deferred")
             self.failure = error
+            if self._nursery is None and isinstance(error, EngineError):
+                self.refusal = error
+            else:
+                _log.exception("the engine has failed; what it had not finished is deferred")
         finally:
             self._end()
 
@@ -245,24 +266,30 @@ class HostedEngine:
     async def submit(self, message: Message, timeout: float | None = None) -> str:
         """Take a message whose outcomes go into the stream; waits for seats there and inside.
 
-        Cancelled, it was not taken.
+        Cancelled, it was not taken.  With a store it waits for no seats, and returns when the message
+        is there for good; cancelled, it may be there all the same.
 
         Raises:
             EngineClosedError: The engine is draining or closed.
             EngineFailedError: The engine has failed.
-            SubmitError: A `send` waits for a message of that id.
+            StoreError: The store has not taken it.
+            SubmitError: A `send` waits for a message of that id, or the store cannot keep it.
             TimeoutError: It was not taken in time.
+            TypeError: It is no message.
         """
-        count = len(message.recipients)
+        count = len(_checked(message).recipients)
         async with self._explained():
             with trio.move_on_after(_seconds(timeout)):
+                if self._store is not None:
+                    return await self.engine.submit(message)
                 await self._seats.take(count)
                 try:
                     return await self._take(message, None)
                 except BaseException:
                     self._seats.give_back(count)
                     raise
-        raise TimeoutError(f"not taken within {timeout} s: the engine is full")
+        why = "the engine is full" if self._store is None else "the store is busy, and may have it"
+        raise TimeoutError(f"not taken within {timeout} s: {why}")
 
     async def submit_for(self, message: Message, collector: Collector) -> str:
         """Take a message whose outcomes go to a collector; waits for seats inside.
@@ -272,10 +299,12 @@ class HostedEngine:
         Raises:
             EngineClosedError: The engine is draining or closed.
             EngineFailedError: The engine has failed.
-            SubmitError: A message of that id is in flight.
+            SubmitError: A message of that id is in flight; with a store, it has an id.
+            TypeError: It is no message.
+            ValueError: Outcomes go to `QueueOptions.on_settled`.
         """
         async with self._explained():
-            return await self._take(message, collector)
+            return await self._take(self._collectable(message), collector)
 
     async def send(self, message: Message, timeout: float | None = None) -> list[Outcome]:
         """Take a message and return its outcomes, in the order they became known.
@@ -286,9 +315,13 @@ class HostedEngine:
         Raises:
             EngineClosedError: The engine is draining or closed; nothing was taken.
             EngineFailedError: The engine has failed, and did not know them all.
-            SubmitError: A message of that id is in flight.
+            StoreError: The store has not taken it.
+            SubmitError: A message of that id is in flight; with a store, it has an id.
             TimeoutError: They were not known in time.
+            TypeError: It is no message.
+            ValueError: Outcomes go to `QueueOptions.on_settled`.
         """
+        message = self._collectable(message)
         gathered = _Gathered(len(message.recipients))
         async with self._explained():
             with trio.move_on_after(_seconds(timeout)):
@@ -318,12 +351,28 @@ class HostedEngine:
             await self._ended.wait()
             raise self.error() from self.failure
 
+    def _collectable(self, message: Message) -> Message:
+        """Refuse what would have no outcome, or those of another."""
+        _checked(message)
+        if self._store is None:
+            return message
+        if not self._has_outcomes:
+            raise ValueError("outcomes go to QueueOptions.on_settled; use submit")
+        if message.id:
+            raise SubmitError(
+                f"message {message.id!r}: with a store `send` makes the id, for of a message that is "
+                "there already no outcome may come; use submit, which may be repeated"
+            )
+        return message.with_id(uuid.uuid4().hex)
+
     async def _take(self, message: Message, collector: Collector | None) -> str:
         message = self._named(message)
         name, count = message.id, len(message.recipients)
         flight = self._in_flight.get(name)
         if flight is None:
             flight = self._in_flight[name] = _InFlight(0, collector, has_seats=collector is None)
+            if self._store is not None:
+                flight.recipients = [recipient.address for recipient in message.recipients]
         elif collector is not None or not flight.has_seats:
             # Outcomes name their message by its id: they would come to the wrong one.
             raise SubmitError(f"message {name!r}: one of that id is in flight, and `send` waits")
@@ -352,7 +401,24 @@ class HostedEngine:
             self._end_stream()
         return is_finished
 
+    async def wait_empty(self) -> None:
+        """Do as `Engine.wait_empty` does."""
+        await self.engine.wait_empty()
+
+    async def verify(
+        self, addresses: Sequence[str], sender: str, *, catch_all: bool, fresh: bool
+    ) -> list[Verification]:
+        """Do as `Engine.verify` does."""
+        async with self._explained():
+            return await self.engine.verify(
+                addresses, sender=sender, catch_all=catch_all, fresh=fresh
+            )
+
     # -- outcomes ---------------------------------------------------------------------------
+
+    def note_reader(self) -> None:
+        """Hear that somebody reads the stream: with a store, nothing goes past it from now on."""
+        self._is_read = True
 
     def taken(self, told: Told) -> None:
         """Hear that an outcome was read from the stream."""
@@ -371,31 +437,69 @@ class HostedEngine:
         """Put outcomes nobody has a seat for into the stream; with too many there, into the log."""
         for outcome in outcomes:
             if self._strays < self._max_strays:
-                self._strays += 1
-                self._deliver(Told(outcome, has_seat=False))
-            else:
-                _log.warning(
-                    "nobody reads outcomes: message %s to <%s>: %s: %s",
-                    outcome.message,
-                    outcome.recipient,
-                    outcome.status,
-                    outcome.text,
-                )
+                self._put_stray(outcome)
+                continue
+            # Who has mail kept, and does not ask what became of it, need not be told that all is well.
+            is_well = self._store is not None and outcome.status is Status.DELIVERED
+            _log.log(
+                logging.INFO if is_well else logging.WARNING,
+                "nobody reads outcomes: message %s to <%s>: %s: %s",
+                outcome.message,
+                outcome.recipient,
+                outcome.status,
+                outcome.text,
+            )
+
+    def _put_stray(self, outcome: Outcome) -> None:
+        self._strays += 1
+        self._deliver(Told(outcome, has_seat=False))
 
     async def _sort(self) -> None:
         async for outcome in self.engine.outcomes:
-            self._hand_over(outcome)
+            if self._is_read and self._store is not None and not self._is_collected(outcome):
+                await self._wait_for_seat(outcome)
+            else:
+                self._hand_over(outcome)
+
+    async def _wait_for_seat(self, outcome: Outcome) -> None:
+        """Let the queue wait for who reads, as it does for readers in Trio."""
+        self._held = outcome
+        has_seat = False
+        with suppress(EngineClosedError):
+            await self._seats.take(1)
+            has_seat = True
+        if self._held is None:
+            return  # the end was quicker, and closed the seats
+        self._held = None
+        if has_seat:
+            self._deliver(Told(outcome, has_seat=True))
+        else:
+            self._put_stray(outcome)
 
     def _sort_now(self) -> None:
+        if self._held is not None:
+            self._put_stray(self._held)
+            self._held = None
         with suppress(trio.WouldBlock, trio.EndOfChannel):
             while True:
                 self._hand_over(self.engine.outcomes.receive_nowait())
 
+    def _is_collected(self, outcome: Outcome) -> bool:
+        flight = self._in_flight.get(outcome.message)
+        return flight is not None and outcome.recipient in (flight.recipients or ())
+
     def _hand_over(self, outcome: Outcome) -> None:
         flight = self._in_flight.get(outcome.message)
+        if self._store is not None and not self._is_collected(outcome):
+            flight = None
         if flight is None:
-            self.keep([outcome])
+            if self._is_read and self._store is not None:
+                self._put_stray(outcome)  # the end is near, and they are few
+            else:
+                self.keep([outcome])
             return
+        if flight.recipients is not None:
+            flight.recipients.remove(outcome.recipient)
         self._count_down(outcome.message, flight, 1)
         if flight.collector is not None:
             flight.collector.put(outcome)
@@ -410,5 +514,23 @@ class HostedEngine:
             del self._in_flight[name]
 
 
-def _seconds(timeout: float | None) -> float:
-    return float("inf") if timeout is None else timeout
+def _checked(message: Message) -> Message:
+    if not isinstance(message, Message):
+        raise TypeError(f"found a {type(message).__name__}; allowed is a Message")
+    return message
+
+
+def _checked_store(store: object) -> object:
+    is_store = isinstance(store, AbstractAsyncContextManager) or hasattr(store, "lease")
+    if store is not None and not is_store:
+        raise TypeError(f"store is a {type(store).__name__}; allowed is what open_store returns")
+    return store
+
+
+def _seconds(timeout: object) -> float:
+    if timeout is None:
+        return float("inf")
+    # `not >=`, for NaN is neither above nor below.
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
+        raise ValueError(f"timeout is {timeout!r}; allowed are seconds, 0 or more, and None")
+    return timeout

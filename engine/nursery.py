@@ -21,7 +21,15 @@ async def tasks_beside() -> AsyncIterator[trio.Nursery]:
 
     An exception of the block comes out as it is, for whoever opened a resource expects its own
     errors and no group; one of a task comes out in Trio's group, and cancels the block.
+
+    Raises:
+        RuntimeError: Trio does not run here.
     """
+    if not trio.lowlevel.in_trio_run():
+        raise RuntimeError(
+            "this needs Trio, which does not run here; for asyncio there is engine.aio.Engine, and "
+            "for plain code engine.blocking.Engine"
+        )
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         try:

@@ -60,7 +60,7 @@ class Seats:
         if self._is_closed:
             raise EngineClosedError(CLOSED)
         # Who waits is not overtaken by who comes later.
-        if self._waiting or not self._has_room(count):
+        if self._waiting or (self._free < count and not self._has_room(count)):
             return False
         self._free -= count
         return True
@@ -127,12 +127,13 @@ class Outcomes(trio.abc.ReceiveChannel["Outcome"]):
         # Not bounded here: what can be in it has a seat each, and seats are bounded.
         self._ready: deque[Outcome] = deque()
         self._waiting = trio.lowlevel.ParkingLot()
+        self._waiters = 0  # the lot knows, but every outcome asks
         self._has_ended = False
 
     def put(self, outcome: Outcome) -> None:
         """Add an outcome; never waits."""
         self._ready.append(outcome)
-        if self._waiting:
+        if self._waiters:
             self._waiting.unpark()
 
     def end(self) -> None:
@@ -157,7 +158,11 @@ class Outcomes(trio.abc.ReceiveChannel["Outcome"]):
             self._in_a_row = 0
             await trio.lowlevel.checkpoint()
             while not self._ready and not self._has_ended:
-                await self._waiting.park()
+                self._waiters += 1
+                try:
+                    await self._waiting.park()
+                finally:
+                    self._waiters -= 1
         return self._take()
 
     def receive_nowait(self) -> Outcome:

@@ -137,14 +137,21 @@ class SettingsTable:
 
     Raises:
         ConfigError: From the constructor: a rule has a bad match or bad overrides.
+        TypeError: From the constructor: defaults are no `Settings`, or a rule is no `PathRule`.
     """
 
     #: Merged settings kept alive though nobody uses them at the moment, and peers remembered.
     KEPT: Final = 1024
 
     def __init__(self, defaults: Settings, rules: Sequence[PathRule] = ()) -> None:
+        if not isinstance(defaults, Settings):
+            raise TypeError(f"defaults is a {type(defaults).__name__}; allowed is a Settings")
         self.defaults = defaults
         self.rules = tuple(rules)
+        for index, rule in enumerate(self.rules):
+            if not isinstance(rule, PathRule):
+                kind = type(rule).__name__
+                raise TypeError(f"rules[{index}] is a {kind}; allowed is a PathRule")
         self._any: list[int] = []
         self._exact: dict[str, list[int]] = {}
         self._subdomains: dict[str, list[int]] = {}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import PurePath
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
@@ -36,7 +37,7 @@ from engine.units import DURATION_ALLOWED, parse_duration
 
 
 def refusal(found: str, allowed: str) -> PydanticCustomError:
-    """Make the error that refuses a value; raise it."""
+    """Make the error that refuses a value; neither part may hold a secret."""
     facts = {"found": found, "allowed": allowed}
     return PydanticCustomError("setting", "found {found}; allowed {allowed}", facts)
 
@@ -117,6 +118,11 @@ def _text(pattern: re.Pattern[str], allowed: str) -> Callable[[object], str]:
         return value
 
     return check
+
+
+def _file_name(value: object) -> str:
+    name = str(value) if isinstance(value, PurePath) else value
+    return _text(_PRINTABLE, "a file name")(name)
 
 
 def _unshown(check: Callable[[object], object]) -> Callable[[object], object]:
@@ -292,9 +298,7 @@ class Auth(BaseModel):
     #: The password itself.
     password: Annotated[SecretStr | None, _optional(_password)] = None
     #: A file that holds the password; read when a connection needs it, so it can be changed.
-    password_file: Annotated[str | None, _optional(_unshown(_text(_PRINTABLE, "a file name")))] = (
-        None
-    )
+    password_file: Annotated[str | None, _optional(_unshown(_file_name))] = None
     #: A command that prints a token (OAuth 2.0); run without a shell.  From Python an asynchronous
     #: function that returns one will do.  Never shown: its words may hold a secret.
     token_command: Annotated[
@@ -348,8 +352,8 @@ Whole = Annotated[int, _whole()]
 Count = Annotated[int, _whole(0)]
 #: A whole number, 1 or more.
 Limit = Annotated[int, _whole(1)]
-#: The name of a file, or `None`.
-FileName = Annotated[str | None, _optional(_text(_PRINTABLE, "a file name"))]
+#: The name of a file, or `None`; from Python also a `Path`.
+FileName = Annotated[str | None, _optional(_file_name)]
 #: A domain name, or `None`.
 DomainName = Annotated[str | None, _optional(_text(DOMAIN, "a domain name"))]
 #: A domain name or an address literal (RFC 5321 §4.1.3), or `None`.

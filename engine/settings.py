@@ -9,9 +9,17 @@ setting does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
 from engine.choices import (
     AddressFamily,
@@ -43,6 +51,7 @@ from engine.setting_types import (
     StreamDepth,
     Whole,
     one_of,
+    refusal,
 )
 from engine.showing import show_key, suggest
 from engine.units import MINUTES
@@ -198,6 +207,14 @@ class Settings(BaseModel):
     #: Which addresses of a host are used, and which first.
     address_family: Annotated[AddressFamily, one_of(AddressFamily)] = "any"
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explained(cls, values: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return check(values)
+        except ValidationError as error:
+            raise _retold(error) from None
+
 
 # ---- problems -----------------------------------------------------------------------------------
 
@@ -218,6 +235,16 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.key}: found {self.found}; allowed {self.allowed}"
+
+
+def _retold(error: ValidationError) -> ValidationError:
+    """Have an error say of each setting what was found and what is allowed, and nothing else."""
+    details: list[InitErrorDetails] = []
+    problems = explain(error)
+    for problem, detail in zip(problems, error.errors(include_input=False), strict=True):
+        told = refusal(problem.found, problem.allowed)
+        details.append(InitErrorDetails(type=told, loc=detail["loc"], input=None))
+    return ValidationError.from_exception_data(error.title, details, hide_input=True)
 
 
 def explain(error: ValidationError) -> list[Problem]:

@@ -18,7 +18,7 @@ from engine.delivery.carrier import Carrier
 from engine.delivery.host_session import HostSession
 from engine.delivery.session import run_session
 from engine.delivery.shared import Path, Shared
-from engine.errors import EngineError
+from engine.errors import SessionRefusedError
 from engine.net.errors import ConnectFailed
 from engine.net.port import port_for, refuse_unknown_services
 from engine.net.tls import TlsClient
@@ -48,12 +48,10 @@ if TYPE_CHECKING:
     from engine.smtp.command import Command
     from engine.smtp.connection import Answered
 
+__all__ = ["SessionRefusedError", "SmtpSession", "open_session"]
+
 #: Any domain serves to ask the table for the one host it knows.
 _ANY_DOMAIN: Final = "host.invalid"
-
-
-class SessionRefusedError(EngineError):
-    """There is no session: no address, no connection, or a refused greeting or hello."""
 
 
 class SmtpSession:

@@ -17,7 +17,7 @@ from django.conf import settings
 from django.core import mail
 from django.core.mail.backends.base import BaseEmailBackend
 
-from engine import Message, Recipient, Status, from_octets
+from engine import Message, Status, message_from_email
 from engine.blocking import Engine
 from engine.testing.sink_thread import sink_in_thread
 
@@ -58,9 +58,7 @@ class EmailBackend(BaseEmailBackend):
 def convert(email: mail.EmailMessage) -> Message:
     """Make the engine's message of Django's; ValueError where it could never be sent."""
     sender, *recipients = [parseaddr(each)[1] for each in (email.from_email, *email.recipients())]
-    content = from_octets(email.message().as_bytes())
-    to = tuple(Recipient.parse(each) for each in recipients)
-    return Message("", Message.parse_sender(sender), to, content)
+    return message_from_email(email.message(), sender=sender, recipients=recipients)
 
 
 if __name__ == "__main__":

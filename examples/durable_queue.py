@@ -19,15 +19,15 @@ from engine import (
     Policy,
     QueueOptions,
     Recipient,
+    RetryRules,
     from_text,
     open_store,
-    read_rules,
 )
 from engine.testing.sink import open_sink
 
 SPOOL = Path(gettempdir(), "durable-queue-example.sqlite")
 #: The notation of `[[retry]]` in a worker's configuration; without rules: for four days.
-RULES, _ = read_rules([{"match": "*", "steps": ["1s", "5m x1.5 until 2d"]}])
+RULES = RetryRules.read({"match": "*", "steps": ["1s", "5m x1.5 until 2d"]})
 
 
 def letter(name: str) -> Message:
@@ -36,7 +36,7 @@ def letter(name: str) -> Message:
         id=f"issue-42/{name}",
         reverse_path=Message.parse_sender("news@example.org"),
         recipients=(Recipient.parse(f"{name}@example.net"),),
-        content=from_text(f"Subject: Issue 42\\n\\nDear {name}, …\\n"),
+        content=from_text(f"Subject: Issue 42\n\nDear {name},\n\nthe news.\n"),
     )
 
 

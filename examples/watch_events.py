@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from engine import Engine, Message, Recipient, from_text
-from engine.report.log import LogWriter
+from engine import Engine, LogWriter, Message, Recipient, from_text
 from engine.testing.sink import open_sink
 
 if TYPE_CHECKING:

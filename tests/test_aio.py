@@ -17,9 +17,14 @@ import trio
 from engine import blocking
 from engine.aio import Engine, EngineFailedError
 from engine.content import FileContent
-from engine.errors import EngineClosedError, SubmitError
+from engine.errors import ConfigError, EngineClosedError, SubmitError
 from engine.outcome import Outcome, Status
+from engine.queue.decision import Policy
+from engine.queue.errors import StoreUnusableError
+from engine.queue.retry import read_rules
+from engine.queue.sqlite import open_store
 from engine.report.events import MessageSubmitted
+from engine.stored import QueueOptions
 from engine.testing.sink_thread import sink_in_thread
 from tests.delivery.helpers import message, settings
 from tests.left_behind import fates, nothing_left_behind
@@ -154,6 +159,66 @@ def test_events_can_be_watched_from_before_the_block():
         assert found == ["1", "2"]
 
     run(main)
+
+
+def test_with_a_store_mail_is_on_disk_and_tried_again(tmp_path: Path):
+    async def main(sink: Sink) -> None:
+        rules, _ = read_rules([{"match": "*", "steps": ["1s", "5m"]}])
+        options = QueueOptions(policy=Policy(rules=rules))
+        store = open_store(tmp_path / "spool.sqlite")
+        async with engine_to(sink, store=store, queue=options) as engine:
+            reader = asyncio.create_task(all_of(engine))
+            name = await engine.submit(message("greylist@x.test", id="one"))
+            assert await engine.submit(message("greylist@x.test", id="one")) == name == "one"
+            (sent,) = await engine.send(message("reject@x.test"))
+            assert sent.status is Status.FAILED
+            await engine.wait_empty()
+            assert sink.statistics().messages == 1
+        assert [(each.message, str(each.status)) for each in await reader] == [
+            ("one", "deferred"),
+            ("one", "delivered"),
+        ]
+
+    run(main)
+
+
+def test_what_is_wrong_with_files_is_told_as_it_is_to_whoever_opens(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    async def main(_: Sink) -> None:
+        bad_file = settings(tls_ca_file=str(tmp_path / "none.pem"))
+        bad_store = open_store(tmp_path / "none" / "spool.sqlite")
+        for engine, error in (
+            (Engine(bad_file), ConfigError),
+            (Engine(store=bad_store), StoreUnusableError),
+        ):
+            with pytest.raises(error):
+                async with engine:
+                    pass
+            with pytest.raises(EngineFailedError):
+                await engine.submit(message())
+
+    run(main)
+    assert caplog.records == []
+
+
+def test_addresses_are_asked_about():
+    async def main(sink: Sink) -> None:
+        async with engine_to(sink) as engine:
+            answers = await engine.verify(["a@x.test", "reject@x.test"], catch_all=True)
+        assert [str(each.outcome.status) for each in answers] == ["accepted", "failed"]
+        assert answers[0].is_catch_all
+
+    run(main)
+
+
+def test_without_a_loop_it_says_what_to_use():
+    async def main() -> None:
+        async with Engine():
+            pass
+
+    with pytest.raises(RuntimeError, match=r"for Trio there is engine\.Engine"):
+        trio.run(main)
 
 
 def test_everybody_has_one_outcome_whatever_is_cancelled():

@@ -23,7 +23,9 @@ TESTS = ROOT / "tests"
 VALUES = {
     "choices",
     "content",
+    "email_message",
     "errors",
+    "headers",
     "hints",
     "https",
     "message",

@@ -17,8 +17,10 @@ import pytest
 
 from engine.blocking import Engine, EngineFailedError
 from engine.content import FileContent
-from engine.errors import EngineClosedError, SubmitError
-from engine.outcome import Outcome, Status
+from engine.errors import ConfigError, EngineClosedError, SubmitError
+from engine.outcome import Cause, Outcome, Status
+from engine.queue.errors import StoreUnusableError
+from engine.queue.sqlite import open_store
 from engine.report.events import MessageSubmitted
 from engine.testing.sink_thread import sink_in_thread
 from tests.delivery.helpers import message, settings
@@ -207,6 +209,62 @@ def test_events_can_be_watched_from_before_the_block():
                 engine.send(message())
     assert found == ["1", "2"]
     assert threading.main_thread() not in seen_by
+
+
+def test_with_a_store_mail_is_on_disk_and_outlives_the_engine(tmp_path):
+    path = tmp_path / "spool.sqlite"
+    with sink_in_thread() as sink:
+        with nothing_left_behind():
+            engine = engine_to(sink, store=open_store(path)).open()
+            for number in range(3):
+                engine.submit(message(f"stall+{number}@x.test", id=str(number)))
+            engine.cancel()
+            engine.close()
+        cancelled = [each for each in engine.outcomes if each.cause is not Cause.CANCELLED]
+        assert cancelled == []
+
+        with nothing_left_behind(), engine_to(sink, store=open_store(path)) as engine:
+            assert engine.submit(message("stall+0@x.test", id="0")) == "0"  # it is there
+            name = engine.submit(message("a@x.test"))
+            outcome = next(each for each in engine.outcomes if each.recipient == "a@x.test")
+            assert outcome.message == name
+            (sent,) = engine.send(message("reject@x.test"))
+            assert sent.status is Status.FAILED
+            engine.cancel()
+
+
+def test_with_a_store_one_may_wait_until_it_is_empty(tmp_path):
+    with sink_in_thread() as sink:
+        with engine_to(sink, store=open_store(tmp_path / "spool.sqlite")) as engine:
+            for number in range(20):
+                engine.submit(message(f"n{number}@x.test"))
+            engine.wait_empty()
+            assert sink.statistics().messages == 20
+        assert len(list(engine.outcomes)) == 20
+        with engine_to(sink) as engine, pytest.raises(ValueError, match="without a store"):
+            engine.wait_empty()
+
+
+def test_what_is_wrong_with_files_is_told_as_it_is_to_whoever_opens(tmp_path, caplog):
+    bad_file = settings(tls_ca_file=str(tmp_path / "none.pem"))
+    bad_store = open_store(tmp_path / "none" / "spool.sqlite")
+    with nothing_left_behind():
+        for engine, error in (
+            (Engine(bad_file), ConfigError),
+            (Engine(store=bad_store), StoreUnusableError),
+        ):
+            with pytest.raises(error), engine:
+                pass
+            with pytest.raises(EngineFailedError):
+                engine.submit(message())
+    assert caplog.records == []
+
+
+def test_addresses_are_asked_about():
+    with sink_in_thread() as sink, engine_to(sink) as engine:
+        answers = engine.verify(["a@x.test", "reject@x.test"], sender="s@x.test")
+        assert [str(each.outcome.status) for each in answers] == ["accepted", "failed"]
+        assert sink.statistics().messages == 0
 
 
 # ---- back-pressure -------------------------------------------------------------------------------

@@ -290,3 +290,9 @@ def test_a_reply_is_kept_with_its_words():
     assert callout.message is None
     (found,) = callout.verifications()
     assert found.outcome.reply == reply
+
+
+@pytest.mark.parametrize("addresses", ["a@x.test", b"a@x.test"])
+def test_addresses_are_a_list(addresses):
+    with pytest.raises(TypeError, match="allowed is a list of them"):
+        Callout(addresses, MemoryHints())

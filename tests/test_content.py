@@ -232,3 +232,13 @@ async def test_a_scan_is_cancelled_between_two_pieces(large_file, monkeypatch):
 def test_text_and_octets_are_not_mixed_up(make, given):
     with pytest.raises(TypeError, match=r"allowed (is text|are octets); for .* there is from_"):
         make(given)
+
+
+@pytest.mark.parametrize("make", [bytearray, memoryview])
+@pytest.mark.parametrize("read", [from_octets, from_binary])
+def test_octets_that_can_be_changed_are_copied(make, read):
+    given = bytearray(b"Subject: x\r\n\r\nhello\r\n")
+    content = read(make(given))
+    given[0:7] = b"XXXXXXX"
+    assert content.octets == b"Subject: x\r\n\r\nhello\r\n"
+    assert type(content.octets) is bytes

@@ -69,6 +69,27 @@ async def test_the_durable_queue_goes_on_until_all_are_done_with_and_knows_them_
     assert await run(EXAMPLES / "durable_queue.py") == last
 
 
+async def test_the_durable_queue_sends_mail_with_a_body(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    async with open_sink(keep=True) as sink:
+        await run(EXAMPLES / "durable_queue.py", f"{sink.host}:{sink.port}")
+        kept = {message.recipients[0]: message.content for message in sink.messages}
+    assert kept["ada@example.net"] == b"Subject: Issue 42\r\n\r\nDear ada,\r\n\r\nthe news.\r\n"
+
+
+async def test_the_queue_of_a_plain_program_tells_of_each_in_the_end(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert sorted((await run(EXAMPLES / "plain_queue.py")).splitlines()) == [
+        "ada@example.net: delivered",
+        "greylist@example.net: delivered",
+        "reject@example.net: failed",
+    ]
+    async with open_sink(keep=True) as sink:
+        await run(EXAMPLES / "plain_queue.py", f"{sink.host}:{sink.port}")
+        sent = {message.reverse_path: message.content for message in sink.messages}
+    assert b"To: Ada <ada@example.net>\r\n" in sent["bounces+ada@example.org"]
+
+
 def test_the_configuration_of_the_worker_can_be_used():
     config = load_config(EXAMPLES / "worker" / "engine.toml")
     assert len(config.retry.rules) == 2

@@ -1,22 +1,32 @@
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from engine import aio, blocking
 from engine.calls import Call
-from engine.errors import EngineClosedError, SubmitError
-from engine.hosted import EngineFailedError, HostedEngine, Told
+from engine.errors import EngineClosedError, EngineFailedError, SubmitError
+from engine.hosted import HostedEngine, Told
+from engine.outcome import Status
+from engine.queue.decision import Policy
+from engine.queue.errors import StoreUnusableError
+from engine.queue.memory import MemoryStore
+from engine.queue.retry import read_rules
+from engine.queue.sqlite import open_store
 from engine.report.events import ConnectionOpened
+from engine.stored import QueueOptions
 from tests.delivery.helpers import an_engine, message, serving, stalls, told
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from engine.outcome import Outcome
     from tests.delivery.helpers import Service
@@ -27,8 +37,8 @@ class Host(HostedEngine):
 
     def __init__(self, service: Service, **options: object) -> None:
         self.stream: list[Told | None] = []
-        limit = options.get("max_in_flight")
-        super().__init__(an_engine(service, **options), self.stream.append, limit)
+        made = an_engine(service, clock=trio.current_time, **options)
+        super().__init__(made, self.stream.append, options)
 
     def read(self) -> Outcome:
         told_of = self.stream.pop(0)
@@ -180,6 +190,210 @@ async def test_outcomes_nobody_reads_are_bounded_and_the_rest_is_in_the_log(auto
         f"nobody reads outcomes: message {number} to <n{number}@x.test>: delivered"
         for number in (2, 3)
     ]
+
+
+# ---- a store -------------------------------------------------------------------------------------
+
+RULES, _ = read_rules([{"match": "*", "steps": ["5m", "5m"]}])
+AGAIN = QueueOptions(policy=Policy(rules=RULES))
+
+
+def deferring(times: int) -> Callable[[str, str], str]:
+    """Answer 451 so many times for each recipient."""
+    asked: Counter[str] = Counter()
+
+    def answer(host: str, recipient: str) -> str:
+        asked[recipient] += 1
+        return "250 ok" if asked[recipient] > times else "451 later"
+
+    return answer
+
+
+async def test_with_a_store_messages_are_kept_and_each_attempt_is_in_the_stream(autojump_clock):
+    store = MemoryStore()
+    async with hosting(deferring(1), store=store, queue=AGAIN) as host:
+        name = await host.submit(message("a@x.test"))
+        await host.wait_empty()
+
+    told_of = [each.outcome for each in host.stream if each is not None]
+    assert [(each.message, str(each.status)) for each in told_of] == [
+        (name, "deferred"),
+        (name, "delivered"),
+    ]
+    assert len(name) == 32  # no number, which an earlier run may have given
+
+
+async def test_with_a_store_the_same_id_again_is_harmless(autojump_clock):
+    store = MemoryStore()
+    for _ in range(2):
+        async with hosting(store=store, queue=AGAIN) as host:
+            for _ in range(2):
+                assert await host.submit(message("a@x.test", id="one")) == "one"
+            await host.wait_empty()
+            assert host._in_flight == {}
+    assert recipients(host) == []
+
+
+async def test_with_a_store_send_returns_the_first_attempt_and_the_next_are_in_the_stream(
+    autojump_clock,
+):
+    async with hosting(deferring(1), store=MemoryStore(), queue=AGAIN) as host:
+        outcomes = await host.send(message("a@x.test", "b@x.test"))
+        assert [str(each.status) for each in outcomes] == ["deferred", "deferred"]
+        assert recipients(host) == []
+        await host.wait_empty()
+        assert host._in_flight == {}
+
+    assert sorted(recipients(host)) == ["a@x.test", "b@x.test"]
+
+
+async def test_one_recipient_tried_twice_does_not_stand_for_another(autojump_clock):
+    slow = QueueOptions(policy=Policy(rules=RULES), site_seats=1)
+    async with hosting(deferring(1), store=MemoryStore(), queue=slow, delay=400) as host:
+        outcomes = await host.send(message("a@x.test", "b@x.test", "c@x.test"))
+        host.cancel()
+    assert sorted(each.recipient for each in outcomes) == [f"{name}@x.test" for name in "abc"]
+
+
+async def test_with_a_store_send_can_wait_for_the_end(autojump_clock):
+    last = QueueOptions(policy=Policy(rules=RULES), only_final=True)
+    async with hosting(deferring(2), store=MemoryStore(), queue=last) as host:
+        (outcome,) = await host.send(message("a@x.test"))
+    assert outcome.status is Status.DELIVERED
+
+
+async def test_with_a_store_send_refuses_what_may_have_no_outcome(autojump_clock):
+    async with hosting(store=MemoryStore()) as host:
+        with pytest.raises(SubmitError, match=r"'one'.*use submit"):
+            await host.send(message("a@x.test", id="one"))
+
+    async def settled(batch: object) -> None:
+        """Keep nothing."""
+
+    options = QueueOptions(on_settled=settled)
+    async with hosting(store=MemoryStore(), queue=options) as host:
+        with pytest.raises(ValueError, match="on_settled"):
+            await host.send(message("a@x.test"))
+        await host.submit(message("a@x.test"))
+        await host.wait_empty()
+    assert recipients(host) == []
+
+
+async def test_with_a_store_nobody_who_submits_waits_for_who_reads(autojump_clock, caplog):
+    caplog.set_level("INFO")
+    async with hosting(store=MemoryStore(), max_in_flight=2) as host:
+        for number in range(5):
+            await host.submit(message(f"n{number}@x.test"))
+        await host.wait_empty()
+
+    assert len(recipients(host)) == 2
+    assert [each.levelname for each in caplog.records] == ["INFO"] * 3
+
+
+async def test_with_a_store_the_queue_waits_for_who_has_begun_to_read(autojump_clock, caplog):
+    async with hosting(store=MemoryStore(), max_in_flight=2) as host:
+        host.note_reader()
+        for number in range(9):
+            await host.submit(message(f"n{number}@x.test"))
+        await trio.sleep(60)
+        found = len(recipients(host))
+        assert found < 9
+        names = set()
+        for _ in range(9):
+            names.add(host.read().recipient)
+            await trio.sleep(60)
+    assert names == {f"n{number}@x.test" for number in range(9)}
+    assert "nobody reads outcomes" not in caplog.text
+    assert "cannot be kept: nobody has taken, or read, them within 10 s" in caplog.text
+    assert host.stream == [None]
+
+
+async def test_with_a_store_an_end_hands_over_what_waits_for_a_reader(autojump_clock):
+    async with hosting(store=MemoryStore(), max_in_flight=2) as host:
+        host.note_reader()
+        for number in range(9):
+            await host.submit(message(f"n{number}@x.test"))
+        await trio.sleep(60)
+        assert host._held is not None
+        assert await host.drain()
+        statistics = host.engine.statistics()
+    assert len(recipients(host)) == statistics.delivered
+    assert host.stream[-1] is None
+
+
+async def test_with_a_store_a_cancelled_run_hands_over_what_waits_for_a_reader(autojump_clock):
+    async with serving() as service:
+        host = Host(service, store=MemoryStore(), max_in_flight=2)
+        host.note_reader()
+        async with trio.open_nursery() as nursery:
+            opened = trio.Event()
+            nursery.start_soon(host.run, opened.set)
+            await opened.wait()
+            for number in range(9):
+                await host.submit(message(f"n{number}@x.test"))
+            await trio.sleep(60)
+            assert host._held is not None
+            nursery.cancel_scope.cancel()
+    assert len(recipients(host)) == len(set(recipients(host))) == host.engine.statistics().delivered
+    assert host.stream[-1] is None
+
+
+async def test_a_store_is_opened_around_the_engine(autojump_clock, tmp_path):
+    path = tmp_path / "spool.sqlite"
+    async with hosting(store=open_store(path)) as host:
+        await host.send(message("a@x.test"))
+        async with open_store(path, is_read_only=True) as store:
+            assert len(await store.owners()) <= 1
+    assert "not open" in repr(host._store)
+
+
+async def test_a_store_that_cannot_be_opened_is_the_callers_to_mend(
+    autojump_clock, tmp_path, caplog
+):
+    async with serving() as service:
+        host = Host(service, store=open_store(tmp_path / "none" / "spool.sqlite"))
+        await host.run(lambda: None)
+    assert isinstance(host.refusal, StoreUnusableError)
+    assert caplog.records == []
+    assert host.stream == [None]
+
+
+@pytest.mark.parametrize("store", ["spool.sqlite", Path("spool.sqlite"), 7])
+def test_what_is_no_store_is_refused(store: object):
+    for constructor in (blocking.Engine, aio.Engine):
+        with pytest.raises(TypeError, match="allowed is what open_store returns"):
+            constructor(store=store)
+
+
+# ---- what is wrong -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["submit", "send"])
+async def test_what_is_no_message_is_refused(call: str, autojump_clock):
+    async with hosting() as host:
+        with pytest.raises(TypeError, match="found a str; allowed is a Message"):
+            await getattr(host, call)("Subject: hello")
+        with pytest.raises(TypeError, match="found a str; allowed is a Message"):
+            await host.submit_for("Subject: hello", None)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "5", True])
+async def test_a_timeout_is_a_number_of_seconds(timeout: object, autojump_clock):
+    async with hosting() as host:
+        for call in (host.submit, host.send):
+            with pytest.raises(ValueError, match=r"timeout is .*; allowed are seconds"):
+                await call(message(), timeout)
+        assert host.engine.statistics().submitted == 0
+
+
+async def test_addresses_are_asked_about(autojump_clock):
+    async with hosting(lambda _, recipient: "550 no" if recipient == "b" else "250 ok") as host:
+        answers = await host.verify(
+            ["a@x.test", "b@x.test"], "s@me.test", catch_all=True, fresh=True
+        )
+    assert [str(each.outcome.status) for each in answers] == ["accepted", "failed"]
+    assert [each.is_catch_all for each in answers] == [True, True]
+    assert recipients(host) == []
 
 
 # ---- the end -------------------------------------------------------------------------------------

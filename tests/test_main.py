@@ -125,6 +125,8 @@ def test_every_public_name_is_there():
     assert set(engine.__all__) <= set(dir(engine))
     assert engine.Engine.__module__ == "engine.engine"
     assert engine.errors.EngineError.__module__ == "engine.errors"
+    assert engine.events.ConnectionOpened.__module__ == "engine.report.events"
+    assert all(getattr(engine.errors, name) for name in engine.errors.__all__)
 
 
 def test_the_public_names_are_those_that_type_checkers_see():
@@ -139,7 +141,8 @@ def test_the_public_names_are_those_that_type_checkers_see():
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert seen == {**engine._HOMES, "errors": "engine"}
+    modules = {name: home.rpartition(".")[0] for name, home in engine._MODULES.items()}
+    assert seen == {**engine._HOMES, **modules}
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

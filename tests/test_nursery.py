@@ -52,3 +52,8 @@ async def test_a_cancellation_goes_through(autojump_clock):
             await trio.sleep_forever()
 
     assert scope.cancelled_caught
+
+
+def test_where_trio_does_not_run_it_says_what_does():
+    with pytest.raises(RuntimeError, match=r"engine\.aio\.Engine"):
+        tasks_beside().__aenter__().send(None)

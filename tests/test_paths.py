@@ -200,3 +200,14 @@ def test_any_text_is_a_match_or_a_value_error(text: str):
         return
     again = match.name if match.kind is not MatchKind.SUBDOMAINS else f"*.{match.name}"
     assert Match.parse(again) == match
+
+
+@pytest.mark.parametrize("rule", [("*", {"port": 25}), "*", {"match": "*"}])
+def test_what_is_no_rule_is_refused(rule):
+    with pytest.raises(TypeError, match=r"rules\[1\] is a .*; allowed is a PathRule"):
+        SettingsTable(Settings(), [PathRule("*", {}), rule])
+
+
+def test_defaults_are_settings():
+    with pytest.raises(TypeError, match="defaults is a dict; allowed is a Settings"):
+        SettingsTable({"port": 25})

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -252,3 +253,32 @@ def test_importing_the_settings_and_their_rules_brings_in_no_event_loop_and_no_t
 )
 def test_settings_that_cannot_hold_together_are_named(values, problems):
     assert [str(problem) for problem in contradictions(Settings.model_validate(values))] == problems
+
+
+def test_the_error_itself_says_what_was_found_and_what_is_allowed():
+    with pytest.raises(ValidationError) as info:
+        Settings(max_conections=10, auth={"username": "u", "passwort": "hunter2"}, port=0)
+    text = str(info.value)
+    assert (
+        'max_conections\n  found an unknown name; allowed a known name; did you mean "max_conn'
+        in text
+    )
+    assert (
+        'auth.passwort\n  found an unknown name; allowed a known name; did you mean "passw' in text
+    )
+    assert "port\n  found 0; allowed a number from 1 to 65535" in text
+    assert "hunter2" not in text + repr(info.value.errors())
+    assert "https://" not in text
+    assert [problem.key for problem in explain(info.value)] == [
+        "port",
+        "auth.passwort",
+        "max_conections",
+    ]
+
+
+def test_files_may_be_paths():
+    settings = Settings(
+        tls_ca_file=Path("/etc/ca.pem"), auth={"username": "u", "password_file": Path("p")}
+    )
+    assert settings.tls_ca_file == "/etc/ca.pem"
+    assert settings.auth.password_file == "p"

@@ -47,6 +47,8 @@ class Carriage(NamedTuple):
     transcript: tuple[str, ...] | None = None
 
 
+#: Makes a named tuple of all its fields in half the time that calling its class takes.
+_new: Final = tuple.__new__
 _NO_CARRIAGE: Final = Carriage()
 
 
@@ -55,6 +57,7 @@ class Attempt:
 
     Attributes:
         message: What is delivered.
+        name: What that is called: in outcomes, in events and by the journal.
         recipients: Whom of the message this attempt is for.
         waiting: Places in `recipients` that have no outcome yet.
         walk: Where it stands among the hosts; made when it first needs a connection of its own.
@@ -97,6 +100,7 @@ class Attempt:
         settle: Callable[[Outcome], None],
         submitted_at: float,
         route_seconds: float = 0.0,
+        name: str = "",
     ) -> None:
         """Begin.
 
@@ -106,8 +110,10 @@ class Attempt:
             settle: Takes each recipient's outcome; must not wait.
             submitted_at: When the message was submitted, by Trio's clock.
             route_seconds: How long finding the route took.
+            name: What the message is called where it has no id.
         """
         self.message = message
+        self.name = message.id or name
         self.recipients = recipients
         self.waiting = [0] if len(recipients) == 1 else [*range(len(recipients))]
         self._settle = settle
@@ -143,23 +149,27 @@ class Attempt:
         status, stage, cause, text, scope, reply, enhanced, is_here_only = verdict
         peer, features, transaction, connect, tls, hello, seconds, transcript = carriage
         total = now - self._submitted_at
-        outcome = Outcome(
-            self.message.id,
-            self.recipients[index].address,
-            status,
-            stage,
-            cause,
-            text,
-            scope,
-            reply,
-            enhanced,
-            peer,
-            None,
-            transaction,
-            features,
-            Timings(self._route_seconds, connect, tls, hello, seconds, total),
-            self._tried(index) if self._last else (),
-            transcript,
+        timings = self._route_seconds, connect, tls, hello, seconds, total
+        outcome = _new(
+            Outcome,
+            (
+                self.name,
+                self.recipients[index].address,
+                status,
+                stage,
+                cause,
+                text,
+                scope,
+                reply,
+                enhanced,
+                peer,
+                None,
+                transaction,
+                features,
+                _new(Timings, timings),
+                self._tried(index) if self._last else (),
+                transcript,
+            ),
         )
         if status is not Status.DELIVERED and verdict.may_go_on:
             if self._asked_here is None:
@@ -203,7 +213,7 @@ class Attempt:
 
     def _unreported(self, index: int, verdict: Verdict, now: float) -> Outcome:
         return Outcome(
-            message=self.message.id,
+            message=self.name,
             recipient=self.recipients[index].address,
             status=verdict.status,
             scope=verdict.scope,

@@ -148,6 +148,7 @@ class Carrier:
         self._journal = host.journal
         self._ends: list[_Flight] = []  # whose contents end in the window
         self._is_stuck = False  # nothing may be sent to its end any more
+        self._is_up_to_date = False  # all that came was read, and nothing was waited for since
         self._latest: Attempt | None = None  # that began here
 
     async def run(self) -> None:
@@ -155,11 +156,11 @@ class Carrier:
 
         On return nothing is in flight, and the source has back all that it gave.
         """
-        session, flying = self._session, self._flying
-        if self._host.first_words:
+        session, host, flying = self._session, self._host, self._flying
+        if host.first_words:
             await self._speak_first()
         while True:
-            if self._may_begin:
+            if len(flying) < host.depth.limit and self._may_begin:
                 await self._fill()
             if self._window:
                 if self._ends and not await self._note_ends():
@@ -183,6 +184,7 @@ class Carrier:
             if not run.replies:
                 self._lose()
                 break
+            self._is_up_to_date = True
             self._hear(run)
         self._give_back()
 
@@ -253,14 +255,14 @@ class Carrier:
 
     @property
     def _may_begin(self) -> bool:
+        """Whether there may be one more in flight, as far as their number goes."""
         flying, host = self._flying, self._host
         if not flying:
             return self._may_go_on
         return (
-            len(flying) < host.depth.limit
+            flying[-1].is_sent
             and not self._has_said_quit
             and not self._is_stuck
-            and flying[-1].is_sent
             and not flying[-1].is_alone
             and self._octets < MOST_OCTETS
             and self._session.is_usable
@@ -281,22 +283,27 @@ class Carrier:
             first = todo[0].attempt
             if (first.message.require_tls or first.is_callout) and (flying or host.first_words):
                 return  # REQUIRETLS mail travels alone, and only where it is known to be taken
-            if not flying and host.transactions and not await host.make_ready():
-                # A refused RSET gives the connection up, not the message.
-                return
+            if not flying and host.transactions:
+                if not self._is_up_to_date:
+                    # What came meanwhile must not be taken for the reply to the next command.
+                    self._session.glance()
+                if not await host.make_ready():
+                    # A refused RSET gives the connection up, not the message.
+                    return
             if host.agreed.most_domains and not host.admits(
                 _domain_of(todo[0]), goes_on=first is self._latest
             ):
                 return  # its recipients need a connection of their own
             self._latest = first
             self._begin(todo.popleft())
-            if not self._may_begin:
+            if len(flying) >= host.depth.limit or not self._may_begin:
                 return
 
     async def _wait_for_work(self) -> bool:
         host = self._host
         if host.transactions and not host.did_last_succeed:
             return False  # after a refusal there is no reason to keep the server waiting
+        self._is_up_to_date = False
         attempt = await self._source.wait(host.depth.limit)
         if attempt is None:
             return False
@@ -309,6 +316,7 @@ class Carrier:
         content = message.content
         problem = None
         if content.facts.is_8bit and not host.agreed.takes(content.facts):
+            self._is_up_to_date = False
             try:
                 content = await _in_seven_bit(content)
             except NotConvertibleError as error:
@@ -365,7 +373,7 @@ class Carrier:
         host.transactions = number = host.transactions + 1
         host.recorder.transactions += 1
         if events.TransactionStarted in host.events.wanted:
-            host.publish(events.TransactionStarted, message.id, len(group), number)
+            host.publish(events.TransactionStarted, attempt.name, len(group), number)
         flight.job, flight.number, flight.started = job, number, host.now()
         self._octets += content.facts.octets
         if message.require_tls or is_callout:
@@ -397,7 +405,7 @@ class Carrier:
                 self._ends.append(flight)
             flight.octets_before = self._octets_said
             self._hand_out(flight, last)
-            if self._may_say_quit:
+            if not self._todo and self._may_say_quit:
                 self._has_said_quit = True
                 self._window.append(QUIT)
 
@@ -420,7 +428,8 @@ class Carrier:
 
     def _written(self, flight: _Flight) -> int:
         """Return how many octets of its content have been written, or may have."""
-        return min(max(0, self._session.content_octets - flight.octets_before), flight.octets)
+        written, octets = self._session.content_octets - flight.octets_before, flight.octets
+        return octets if written >= octets else max(0, written)
 
     async def _send_content(self, flight: _Flight) -> None:
         """Send a content that is read while it is sent."""
@@ -689,8 +698,8 @@ def _end_of(flight: _Flight) -> tuple[str, list[str]]:
     attempt, group, _ = flight.job
     recipients, verdicts = attempt.recipients, flight.verdicts
     if len(group) == 1 and verdicts[0] is None:
-        return attempt.message.id, [recipients[group[0]].address]  # the rule
-    return attempt.message.id, [
+        return attempt.name, [recipients[group[0]].address]  # the rule
+    return attempt.name, [
         recipients[place].address
         for place, verdict in zip(group, verdicts, strict=True)
         if verdict is None

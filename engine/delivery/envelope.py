@@ -86,7 +86,11 @@ def refuse(
         peer: The host.
     """
     offered = dialect.offered
-    if _must_be_safe(message) and not (offered.requiretls and dialect.is_verified):
+    if (
+        message.require_tls
+        and _must_be_safe(message)
+        and not (offered.requiretls and dialect.is_verified)
+    ):
         # RFC 8689 §4.2.1: only over verified TLS, and where the host promises to do the same.
         problem = "REQUIRETLS is asked for and not to be had"
         return unsupported(Stage.MAIL, Scope.HOST, _NO_REQUIRETLS, problem, peer)
@@ -165,23 +169,27 @@ def build(
         dialect: How things are said to this host.
         prdr: Whether a reply for each recipient is asked for after the content.
     """
-    offered = dialect.offered
+    offered, is_ascii = dialect.offered, _is_ascii(message, recipients)
     as_utf8 = offered.smtputf8 and (
         facts.has_utf8_header
         or message.smtputf8
         or (
-            not _is_ascii(message, recipients)
+            not is_ascii
             and _has_utf8_path(message, recipients, convertible=dialect.downconvert != "always")
         )
     )
     parameters = _mail_parameters(message, facts, dialect, as_utf8=as_utf8, prdr=prdr)
-    is_kept = as_utf8 and dialect.downconvert != "always"
-    path = b"" if message.reverse_path is None else _path(message.reverse_path, is_kept=is_kept)
-    paths = [_path(to.mailbox, is_kept=is_kept) for to in recipients]
+    sender = message.reverse_path
+    if is_ascii or (as_utf8 and dialect.downconvert != "always"):
+        path = b"" if sender is None else sender.octets
+        paths = [to.mailbox.octets for to in recipients]
+    else:
+        path = b"" if sender is None else _in_a_labels(sender)
+        paths = [_in_a_labels(to.mailbox) for to in recipients]
     if offered.dsn or dialect.ignore_quota:
         wishes = [_rcpt_parameters(to, dialect) for to in recipients]
         return Envelope(mail(path, parameters), tuple(map(rcpt, paths, wishes)))
-    return Envelope(mail(path, parameters), tuple(map(rcpt, paths)))
+    return Envelope(mail(path, parameters), tuple([rcpt(path) for path in paths]))
 
 
 def _mail_parameters(
@@ -234,9 +242,12 @@ def _rcpt_parameters(recipient: Recipient, dialect: Dialect) -> list[bytes]:
 def _is_ascii(message: Message, recipients: Sequence[Recipient]) -> bool:
     """Whether all paths are ASCII, as those of nearly all mail."""
     path = message.reverse_path
-    return (path is None or path.octets.isascii()) and b"".join(
-        [to.mailbox.octets for to in recipients]
-    ).isascii()
+    if path is not None and not path.octets.isascii():
+        return False
+    for to in recipients:  # noqa: SIM110 - every message comes by here, and has one as a rule
+        if not to.mailbox.octets.isascii():
+            return False
+    return True
 
 
 def _has_utf8_path(message: Message, recipients: Sequence[Recipient], *, convertible: bool) -> bool:
@@ -255,10 +266,8 @@ def _has_utf8_path(message: Message, recipients: Sequence[Recipient], *, convert
     return False
 
 
-def _path(mailbox: Mailbox, *, is_kept: bool) -> bytes:
-    """Return a path as it is, or with its domain in A-labels, which say the same."""
-    if is_kept or mailbox.octets.isascii():
-        return mailbox.octets
+def _in_a_labels(mailbox: Mailbox) -> bytes:
+    """Return a path with its domain in A-labels, which say the same, where it can be."""
     return mailbox.a_label_octets() or mailbox.octets
 
 

@@ -71,6 +71,7 @@ class HostSession:
         agreed: How mail is sent to it; nothing is offered until `greet` has said hello.
         depth: How many transactions may be in flight.
         takes_streams: Whether it is known, or has shown, to take several in flight.
+        may_pipeline_quit: Whether QUIT may follow the last content at once.
         transactions: Mail transactions begun.
         refusals: Those of them that nobody was accepted of, with others in flight behind.
         has_refused: Whether there was one that nobody was accepted of.
@@ -123,7 +124,7 @@ class HostSession:
         self._mark = 0
         self._is_set_up = False
         self._is_stream_noted = False
-        self.takes_streams = self._takes_quit_behind = False
+        self.takes_streams = self.may_pipeline_quit = False
         self._began = self.now()
         self._hello_seconds = self._tls_seconds = 0.0
         self._domains: set[str] = set()
@@ -301,7 +302,16 @@ class HostSession:
         is_known = opening.is_known_to_stream or offered.pipeconnect
         remembered = self.memory.takes_streams
         self.takes_streams = takes_streams = is_known if remembered is None else remembered
-        self._takes_quit_behind = is_known and takes_streams
+        wanted = settings.quit_pipelining
+        self.may_pipeline_quit = (
+            # Unless the settings insist, only to servers that are known by name: others may take
+            # the half-closed connection for a lost one, accept the message and keep the reply to
+            # themselves (Haraka 3.3).
+            ((is_known and takes_streams) if wanted == "auto" else wanted)
+            and manner.pipelining
+            and not self.has_tls
+            and not opening.first_words
+        )
         link = self._connection.observe() if self._connection is not None else None
         self.depth = Depth(
             settings.stream_depth,
@@ -447,22 +457,6 @@ class HostSession:
         """Whether the connection is over TLS."""
         return self.features.tls is not None
 
-    @property
-    def may_pipeline_quit(self) -> bool:
-        """Whether QUIT may follow the last content at once.
-
-        Unless the settings insist, only to servers that are known by name: others may take the
-        half-closed connection for a lost one, accept the message and keep the reply to themselves
-        (Haraka 3.3).
-        """
-        wanted = self.settings.quit_pipelining
-        return (
-            (self._takes_quit_behind if wanted == "auto" else wanted)
-            and self.agreed.manner.pipelining
-            and not self.has_tls
-            and not self.first_words
-        )
-
     def admits(self, domain: str, *, goes_on: bool) -> bool:
         """Whether recipients of a domain may be named in this session; then they count.
 
@@ -483,7 +477,6 @@ class HostSession:
     async def make_ready(self) -> bool:
         """Make the session ready for MAIL, if it can be; RSET only where a transaction is open."""
         session = self.session
-        session.glance()
         if session.is_ready:
             return True
         if session.is_transaction_open:
@@ -539,7 +532,7 @@ class HostSession:
         self, attempt: Attempt, place: int, verdict: Verdict, now: float, carriage: Carriage
     ) -> None:
         if verdict.status is Status.DEFERRED and events.RecipientDeferred in self.events.wanted:
-            name, recipient = attempt.message.id, attempt.recipients[place].address
+            name, recipient = attempt.name, attempt.recipients[place].address
             stage, cause, text = verdict.stage, verdict.cause, verdict.text
             self.publish(events.RecipientDeferred, name, recipient, stage, cause, text)
         attempt.report(place, verdict, now, carriage)
@@ -573,7 +566,8 @@ class HostSession:
         """Say of a transaction what is common to its recipients."""
         transcript = None if self._transcript is None else self._take_transcript(self._transcript)
         if number > 1:
-            return Carriage(self.peer, features, number, 0.0, 0.0, 0.0, seconds, transcript)
+            facts = self.peer, features, number, 0.0, 0.0, 0.0, seconds, transcript
+            return tuple.__new__(Carriage, facts)  # every message comes by here
         # The connection's first one also bears its set-up.
         connect = 0.0 if self._connection is None else self._connection.facts.connect_seconds
         tls, hello = self._tls_seconds, self._hello_seconds

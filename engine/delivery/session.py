@@ -112,7 +112,7 @@ class Session:
         self._windows_in, self._windows = trio.open_memory_channel[Window](_CHANNEL_ITEMS)
         self._replies_in, self._replies = trio.open_memory_channel[tuple[Run, int]](_CHANNEL_ITEMS)
         self._runs = 0  # in the replies channel
-        self._is_writing = False  # the writer task has what the kernel would not take
+        self._is_writing = False  # the writer task has what the kernel would not take, or more
         self._is_listening = False  # the reader task reads
         self._duty = trio.Event()
         self._relieved = trio.Event()
@@ -223,9 +223,7 @@ class Session:
             await self._send_first(window)
             return
         if not self._is_writing:
-            # The channel is empty: what goes in comes out at once, without a task switch.
-            self._windows_in.send_nowait(window)
-            self._write_next()
+            self._write_window(window)
             return
         with suppress(trio.BrokenResourceError):
             try:
@@ -287,13 +285,17 @@ class Session:
             answers = list(self._answers)
             self._answers.clear()
             return Run([each.command for each in answers], [each.reply for each in answers])
-        while not self._runs:
-            # Behind a failed write, last words may still come.
-            if self.loss is not None or (self._connection.is_spoiled and not self._write_error):
-                return SILENCE
-            await self._read()
-        self._runs -= 1
-        run, self._contents_heard = self._replies.receive_nowait()
+        if self._runs:
+            self._runs -= 1
+            run, self._contents_heard = self._replies.receive_nowait()
+        else:
+            run, connection = SILENCE, self._connection
+            while not run.replies:
+                # Behind a failed write, last words may still come.
+                if self.loss is not None or (connection.is_spoiled and not self._write_error):
+                    return SILENCE
+                run = await self._read()
+            self._contents_heard = connection.contents_answered
         if self._is_cancelled:
             self._let_cancellation_in()
         return run
@@ -400,15 +402,15 @@ class Session:
         self._put(window, octets, early)
         self._arm()
 
-    def _write_next(self) -> None:
-        """Write the next window as far as the kernel takes it; the rest is the writer task's."""
-        window, connection = self._windows.receive_nowait(), self._connection
-        was_owed = bool(connection.unanswered)
+    def _write_window(self, window: Window) -> None:
+        """Write a window as far as the kernel takes it; the rest is the writer task's."""
+        connection = self._connection
+        is_first = not connection.unanswered
         octets = connection.send_window(window)
         if self._scribe is not None:
             self._note(window)
         self._put(window, octets)
-        if not was_owed or window[0].kind in CONTENT_KINDS:
+        if is_first or window[0].kind in CONTENT_KINDS:
             # The reply to a content is waited for from its last octet on.
             self._arm()
 
@@ -446,9 +448,10 @@ class Session:
                         self._lose(Cause.TIMEOUT, "a block was not taken in time")
                         break
                     with suppress(trio.WouldBlock):
-                        while not self._is_writing and self.is_usable:
+                        while self._unwritten is None and self.is_usable:
                             await trio.lowlevel.checkpoint_if_cancelled()
-                            self._write_next()
+                            self._write_window(self._windows.receive_nowait())
+                    self._is_writing = self._unwritten is not None
                     if self._half_closes and not self._is_writing:
                         await self.half_close()
             await trio.sleep_forever()  # there is nothing to write, but cancellation to watch for
@@ -473,7 +476,7 @@ class Session:
                 await self._stream.send_all(block)
             if parcel.sent < end:
                 self._account(parcel, parcel.sent + len(block))
-        self._is_writing, self._unwritten = False, None
+        self._unwritten = None
         self._arm()
 
     def _note(self, window: Sequence[Command]) -> None:
@@ -533,19 +536,18 @@ class Session:
     async def _listen(self) -> None:
         """Read until the session is lost, or there is enough to hear."""
         while self._runs < _CHANNEL_ITEMS:
-            await self._read()
+            self._pass_on(await self._read())
             if self.loss is not None:
                 return
         await trio.sleep_forever()
 
-    async def _read(self) -> None:
-        """Read once, and put the replies that are complete on their channel."""
+    async def _read(self) -> Run:
+        """Read once, and return the replies that are complete."""
         try:
             octets = await self._stream.receive_some()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._unreadable(error)
-        else:
-            self._received(octets)
+            return self._unreadable(error)
+        return self._received(octets)
 
     def glance(self) -> None:
         """Read what has arrived, without waiting: a reply too many must not meet the next command."""
@@ -555,31 +557,36 @@ class Session:
             self._unreadable(error)
         else:
             if octets is not None:
-                self._received(octets)
+                self._pass_on(self._received(octets))
 
-    def _unreadable(self, error: Exception) -> None:
+    def _pass_on(self, run: Run) -> None:
+        """Put replies on their channel."""
+        if run.replies:
+            self._runs += 1
+            self._replies_in.send_nowait((run, self._connection.contents_answered))
+
+    def _unreadable(self, error: Exception) -> Run:
         if self.loss is None:
             self._lose(Cause.CLOSED, self._write_error or _reason(error))
             assert self.loss is not None
             self.loss.alert = alert_in(error.__cause__)
+        return SILENCE
 
-    def _received(self, octets: bytes) -> None:
+    def _received(self, octets: bytes) -> Run:
         connection = self._connection
-        connection.receive(octets)
-        run = None
-        if self._scribe is None and not self._is_writing and not self._secrets:
-            run = connection.take_run()
-        if run is None or not connection.is_all_heard:
-            run = self._take_events(run)
-        if run.replies:
+        if self._scribe is not None or self._is_writing or self._secrets:
+            connection.receive(octets)
+            run = self._take_events()
+        else:
+            run = connection.receive_run(octets) or self._take_events()
+        if run.replies and connection.unanswered:
             self._arm()
-            self._runs += 1
-            self._replies_in.send_nowait((run, connection.contents_answered))
+        return run
 
-    def _take_events(self, before: Run | None) -> Run:
-        """Take what was received one by one, behind a run that was taken already."""
+    def _take_events(self) -> Run:
+        """Take what was received one by one."""
         connection = self._connection
-        answers = [] if before is None else before.answers()
+        answers: list[Answered] = []
         asked = connection.oldest_owed
         try:
             while (event := connection.next_event()) is not None:

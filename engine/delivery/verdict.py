@@ -96,6 +96,9 @@ class Verdict(NamedTuple):
         return self._replace(status=Status.DEFERRED, is_here_only=False)
 
 
+#: Makes a named tuple of all its fields in half the time that calling its class takes.
+_new: Final = tuple.__new__
+
 #: Our own status where no reply decided (RFC 3463 §3).
 _ENHANCED: Final[Mapping[Cause, EnhancedStatusCode]] = {
     Cause.TIMEOUT: EnhancedStatusCode(4, 4, 2),
@@ -172,7 +175,8 @@ _SCOPES: Final[Mapping[Stage, Scope]] = {
 def delivered(reply: Reply, peer: Peer) -> Verdict:
     """Return the verdict on a recipient whose content was accepted (RFC 5321 §4.2.5)."""
     text = f"accepted by {peer.text}: {reply.text}"
-    return Verdict(Status.DELIVERED, Stage.FINAL, Cause.REPLY, text, None, reply, reply.enhanced)
+    facts = Status.DELIVERED, Stage.FINAL, Cause.REPLY, text, None, reply, reply.enhanced, False
+    return _new(Verdict, facts)
 
 
 def accepted(reply: Reply, peer: Peer) -> Verdict:

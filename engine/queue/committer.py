@@ -204,9 +204,10 @@ class Committer:
                 try:
                     self._do_together(part, is_read=is_read)
                 finally:
+                    # Counted before anybody wakes who may look at the count.
+                    self.commits += 1
+                    self.operations += len(part)
                     token.run_sync_soon(_wake, part)
-                self.commits += 1
-        self.operations += len(group)
 
     def _do_together(self, group: list[_Operation], *, is_read: bool) -> None:
         by_kind: dict[str, list[_Operation]] = {}

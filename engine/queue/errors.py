@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.errors import EngineError, SubmitError
+from engine.errors import StoreError, SubmitError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-
-class StoreError(EngineError):
-    """Root of what a store raises; the operation has not happened."""
+__all__ = [
+    "ContentsDamagedError",
+    "DuplicateIdError",
+    "LeaseLostError",
+    "StoreBusyError",
+    "StoreClosedError",
+    "StoreDamagedError",
+    "StoreError",
+    "StoreFullError",
+    "StoreReadOnlyError",
+    "StoreUnusableError",
+    "StoreVersionError",
+]
 
 
 class StoreUnusableError(StoreError):

@@ -13,10 +13,12 @@ down for a week has not used up anybody's time.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from engine.errors import ConfigError
 from engine.outcome import Cause, Status
 from engine.paths import MATCH_ALLOWED, Match, MatchKind
 from engine.queue.error_class import CLASSES_ALLOWED, classes_of, is_ours, parse_class
@@ -26,7 +28,7 @@ from engine.showing import show, show_key, suggest
 from engine.units import MINUTES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from random import Random
 
     from engine.outcome import Outcome
@@ -52,6 +54,7 @@ _MAX_OURS: Final = 30 * MINUTES
 _BEFORE_DEADLINE: Final = MINUTES
 
 _KEYS: Final = ("match", "error", "steps")
+_TABLE_ALLOWED: Final = "a table with match, steps and perhaps error"
 _STEPS_ALLOWED: Final = "a list of waits, single ones first; an empty one gives up after one try"
 _ERROR_ALLOWED: Final = f"one class of errors, or a list: {CLASSES_ALLOWED}"
 
@@ -122,6 +125,22 @@ class RetryRules:
     """All rules, in the order of the file; what none of them speaks of follows the default rule."""
 
     rules: tuple[RetryRule, ...] = ()
+
+    @classmethod
+    def read(cls, *tables: Mapping[str, object]) -> RetryRules:
+        """Read rules written in Python: `RetryRules.read({"match": "*", "steps": ["5m", "1h"]})`.
+
+        Args:
+            *tables: What `[[retry]]` tables have in a configuration file: `match`, `steps` and, if
+                the rule is for some errors alone, `error`.  The first that matches counts.
+
+        Raises:
+            ConfigError: One of them cannot be used; the text names each place.
+        """
+        rules, problems = read_rules(tables, key="rules")
+        if problems:
+            raise ConfigError(*map(str, problems))
+        return rules
 
     def find(self, domain: str, outcome: Outcome) -> RetryRule:
         """Return the first rule that speaks of this outcome of a recipient in this domain."""
@@ -246,7 +265,10 @@ class _Reader:
     def refuse(self, key: str, value: object, allowed: str) -> None:
         self.problems.append(Problem(key, show(value), allowed))
 
-    def rule(self, key: str, number: int, table: Mapping[str, object]) -> RetryRule | None:
+    def rule(self, key: str, number: int, table: object) -> RetryRule | None:
+        if not isinstance(table, Mapping):
+            self.refuse(key, table, _TABLE_ALLOWED)
+            return None
         before = len(self.problems)
         for name in table:
             if name not in _KEYS:

@@ -90,7 +90,7 @@ class Tally:
         leased: Recipients leased so far.
         settled: Recipients settled so far.
         lost: Of these, those the store did not want to hear of: their lease was lost.
-        is_failing: Whether the store fails at the moment.
+        failure: Why nothing can be leased or settled at the moment, `None` where it can.
     """
 
     out: int
@@ -98,7 +98,7 @@ class Tally:
     leased: int
     settled: int
     lost: int
-    is_failing: bool
+    failure: StoreError | OSError | None = None
 
 
 class Scheduler:
@@ -172,6 +172,7 @@ class Scheduler:
         )
         self._outcomes: Outcomes | None = None
         self._draining = trio.Event()
+        self._lease_failure: StoreError | None = None
         self._is_clogged = False
         # When the leasing task will look again, by the wall clock.
         self._wake_at = math.inf
@@ -241,7 +242,7 @@ class Scheduler:
             leased=self._leased,
             settled=self._settler.settled,
             lost=self._settler.lost,
-            is_failing=self._settler.is_failing,
+            failure=self._settler.failure or self._lease_failure,
         )
 
     async def recover(self, *, dead: Sequence[str] = ()) -> int:
@@ -311,7 +312,7 @@ class Scheduler:
             # From here on whatever becomes due is news: a lease may have been given before it.
             self._work, self._wake_at = trio.Event(), math.inf
             free = self._free_seats()
-            if self._settler.is_failing or free <= 0:
+            if self._settler.failure is not None or free <= 0:
                 await self._work.wait()
                 continue
             if free < self._few:
@@ -322,12 +323,13 @@ class Scheduler:
             try:
                 lease = await self._lease(free)
             except StoreError as error:
+                self._lease_failure = error
                 pause = min(max(2 * pause, FIRST_PAUSE), LAST_PAUSE)
                 _log.error("nothing can be leased: %s; next try in %.1f s", error, pause)
                 with trio.move_on_after(pause):
                     await self._draining.wait()
                 continue
-            pause = 0.0
+            self._lease_failure, pause = None, 0.0
             if lease.messages or lease.expired:
                 await self._hand_over(lease, deliver)
             else:

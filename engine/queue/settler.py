@@ -36,7 +36,7 @@ class Settler:
     """Settles what is added, in that order.
 
     Attributes:
-        is_failing: Whether the last try failed.
+        failure: What kept the last try from succeeding, `None` if nothing did.
         settled: How many recipients were settled.
         lost: Of these, those the store did not want to hear of: their lease was lost.
     """
@@ -59,7 +59,7 @@ class Settler:
             on_batch: Told behind the store what was settled; must not wait.
             patience: How long one batch may take, in seconds, when everything is cancelled.
         """
-        self.is_failing = False
+        self.failure: StoreError | OSError | None = None
         self.settled = 0
         self.lost = 0
         self._store = store
@@ -104,7 +104,7 @@ class Settler:
             try:
                 await self._settle_batch()
             except (StoreError, OSError) as error:
-                self.is_failing = True
+                self.failure = error
                 pause = min(max(2 * pause, FIRST_PAUSE), LAST_PAUSE)
                 _log.error("outcomes cannot be kept: %s; next try in %.1f s", error, pause)
                 await trio.sleep(pause)
@@ -145,10 +145,12 @@ class Settler:
             self._told = 0
             self.settled += len(batch)
             self.lost += len(ignored)
-            self.is_failing = False
+            self.failure = None
             self._on_batch(settlements)
         if scope.cancelled_caught:
-            raise StoreError(f"nothing was settled within {self._patience:g} s")
+            is_told = self._told == len(batch)
+            what = "nothing was settled" if is_told else "nobody has taken, or read, them"
+            raise StoreError(f"{what} within {self._patience:g} s")
         await trio.lowlevel.checkpoint_if_cancelled()
 
     async def _tell(self, batch: Sequence[Settled | Settlement]) -> None:

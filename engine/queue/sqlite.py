@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import trio
 
@@ -32,12 +33,12 @@ from engine.queue.sql_contents import (
 )
 from engine.queue.sql_submit import DEFAULT_RESERVE_OCTETS, Intake, Pieces, pack
 from engine.queue.store import DEFAULT_OVERDUE, Store
-from engine.queue.values import EVERYBODY, Action, Lease, Selection, check_weight
+from engine.queue.unopened import UnopenedStore
+from engine.queue.values import EVERYBODY, Action, Lease, Selection, check_reason, check_weight
 from engine.queue.values import to_milliseconds as ms
 from engine.smtp.errors import ContentError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
     from engine.queue.entries import Backlog, Counts, Delayed, Page, StoredMessage
     from engine.queue.sql_submit import Parcel
     from engine.queue.submission import Accepted, Submission
-    from engine.queue.values import LeasedMessage, Owner, Recovered, Settlement, SiteState
+    from engine.queue.unopened import StoreToOpen
+    from engine.queue.values import LeasedMessage, Owner, Recovered, Removal, Settlement, SiteState
 
 _R = TypeVar("_R")
 
@@ -215,7 +217,8 @@ class SqliteStore(Store):
                 if harvest.unreadable:
                     await self._hold_unreadable(harvest, request)
                 return lease
-        raise StoreDamagedError(f"{self.path}: too many contents are damaged")
+        # The next lease goes on with others.
+        raise StoreError(f"{self.path}: many contents are damaged; those that were found are held")
 
     async def _hold_unreadable(
         self, harvest: sql_lease.Harvest, request: sql_lease.Leasing
@@ -300,6 +303,7 @@ class SqliteStore(Store):
         self, action: Action, selection: Selection, *, now: float, reason: str = ""
     ) -> int:
         """Do something to all that is selected."""
+        check_reason(reason)
         total, after = 0, 0
         while True:
             call = sql_entries.Steering(action, selection, after, ms(now), self._overdue, reason)
@@ -319,9 +323,20 @@ class SqliteStore(Store):
 
     async def ended(self, *, after: int = 0, limit: int = 100) -> tuple[StoredMessage, ...]:
         """Return messages with recipients that ended."""
-        return await self._read(
-            partial(sql_entries.read_ended, after=after, limit=limit, read=self._read_pieces)
-        )
+        while True:
+            messages, unreadable = await self._read(
+                partial(sql_entries.read_ended, after=after, limit=limit, read=self._read_pieces)
+            )
+            if unreadable:
+                _log.error(
+                    "%d recipients have ended, cannot be read and are held: %s",
+                    len(unreadable),
+                    next(iter(unreadable.values())),
+                )
+                await self._write(partial(sql_entries.hold_ended, unreadable=unreadable))
+            # Whoever asks takes nothing for the end.
+            if messages or not unreadable:
+                return messages
 
     async def delayed(
         self, *, now: float, waits: Sequence[float], after: int = 0, limit: int = 100
@@ -349,6 +364,14 @@ class SqliteStore(Store):
         await self._write(
             partial(sql_settle.forget, recipients=tuple(recipients), now=ms(self._clock()))
         )
+
+    async def removals(self, *, limit: int = 500) -> tuple[Removal, ...]:
+        """Return who was taken out of the queue by hand."""
+        return await self._read(partial(sql_entries.read_removals, limit=limit))
+
+    async def forget_removals(self, numbers: Sequence[int]) -> None:
+        """Forget of these that they were taken out."""
+        await self._write(partial(sql_entries.forget_removals, numbers=tuple(numbers)))
 
     async def sites(self) -> tuple[SiteState, ...]:
         """Return the sites that are not in good health."""
@@ -456,8 +479,7 @@ async def _make_lease(harvest: sql_lease.Harvest, request: sql_lease.Leasing) ->
     )
 
 
-@asynccontextmanager
-async def open_store(
+def open_store(
     path: str | os.PathLike[str],
     *,
     is_read_only: bool = False,
@@ -466,10 +488,11 @@ async def open_store(
     reserve_octets: int = DEFAULT_RESERVE_OCTETS,
     max_waiting: int = DEFAULT_MAX_WAITING,
     clock: Callable[[], float] = time.time,
-) -> AsyncIterator[SqliteStore]:
+) -> StoreToOpen[SqliteStore]:
     """Open the store in a file, for one `async with` block; a file that is not there is made.
 
-    What has begun when the block ends, or is cancelled, is finished first.
+    What has begun when the block ends, or is cancelled, is finished first.  Outside Trio it is not
+    entered but given to an engine as it is: `engine.blocking.Engine(store=open_store(path))`.
 
     Args:
         path: The file, in a folder that is there; two more stand beside it while it is open.
@@ -482,14 +505,18 @@ async def open_store(
         clock: Wall clock, for what is only begun; all other times come from the caller.
 
     Raises:
-        StoreError: It cannot be opened; what is not ours is left as it was.
+        StoreError: From the block: it cannot be opened; what is not ours is left as it was.
     """
     opener = partial(open_database, path, is_read_only=is_read_only, busy_seconds=busy_seconds)
+    opening = partial(
+        _open, opener, max_waiting, overdue=overdue, reserve_octets=reserve_octets, clock=clock
+    )
+    return cast("StoreToOpen[SqliteStore]", UnopenedStore(opening, os.fspath(path)))
+
+
+@asynccontextmanager
+async def _open(
+    opener: Callable[[], Database], max_waiting: int, **options: Any
+) -> AsyncIterator[SqliteStore]:
     async with open_committer(opener, max_waiting=max_waiting) as committer:
-        yield SqliteStore(
-            committer,
-            committer.path,
-            overdue=overdue,
-            reserve_octets=reserve_octets,
-            clock=clock,
-        )
+        yield SqliteStore(committer, committer.path, **options)

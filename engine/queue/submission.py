@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from engine.errors import SubmitError
+from engine.queue.values import is_text
 
 if TYPE_CHECKING:
     from engine.message import Message
@@ -86,10 +87,8 @@ def _check_name(what: str, text: str, least: int = 0) -> None:
 
 
 def _check_text(what: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise SubmitError(f"{what} {text!a}: allowed is text that UTF-8 can encode") from None
+    if not is_text(text):
+        raise SubmitError(f"{what} {text!a}: allowed is text that UTF-8 can encode")
     if "\0" in text:
         raise SubmitError(f"{what} {text!r}: allowed is text without NUL")
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from engine.message import Message
 
+#: Characters of a reason that a person gives.
+MAX_REASON: Final = 1000
+
 
 class State(StrEnum):
     """Where a recipient is."""
@@ -105,6 +108,27 @@ class Action(StrEnum):
                 return "to be tried at once, by hand"
             case Action.PURGE:
                 return ""
+
+
+def check_reason(reason: str) -> None:
+    """Refuse what cannot be kept as a reason.
+
+    Raises:
+        ValueError: It is too long, or no text; what is allowed is said.
+    """
+    if len(reason) > MAX_REASON:
+        raise ValueError(f"found {len(reason)} characters; allowed are {MAX_REASON}")
+    if not is_text(reason):
+        raise ValueError(f"found {reason[:80]!a}; allowed is text that UTF-8 can encode")
+
+
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can encode it: what comes from a command line or from JSON may be anything."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # ---- coming out, and going back in --------------------------------------------------------------
@@ -249,6 +273,28 @@ class Owner:
     name: str
     deadline: float
     recipients: int
+
+
+class Removal(NamedTuple):
+    """A recipient whom a person took out of the queue before it had ended.
+
+    Attributes:
+        number: Names the removal in this store.
+        message: Its message's id.
+        recipient: Its address.
+        attempts: How often it had been tried.
+        action: `CANCEL` or `PURGE`.
+        reason: Why, in one line, as far as anybody said; of who was purged, why it had last waited.
+        at: When it left.
+    """
+
+    number: int
+    message: str
+    recipient: str
+    attempts: int
+    action: Action
+    reason: str
+    at: float
 
 
 # ---- looking and steering -----------------------------------------------------------------------

@@ -8,7 +8,8 @@ Not here: what is in an event (`engine.report.events`).
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 import trio
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Kinds = frozenset[type[Event]]
+    #: What an event is given to; what it returns is nobody's.
+    Watcher = Callable[[Any], object]
+
+_E = TypeVar("_E", bound=Event)
 
 DEFAULT_CAPACITY: Final = 1000
 #: Events that one task may take without letting others run.
@@ -43,8 +48,8 @@ class EventStream:
         self.dropped = 0
         # These two are replaced and never changed: a watcher may watch, unwatch or publish while it
         # is called.
-        self._watchers: tuple[tuple[Callable[[Event], None], Kinds], ...] = ()
-        self._by_kind: dict[type[Event], tuple[Callable[[Event], None], ...]] = {}
+        self._watchers: tuple[tuple[Watcher, Kinds], ...] = ()
+        self._by_kind: dict[type[Event], tuple[Watcher, ...]] = {}
         self._subscriptions: set[Subscription] = set()
         self._is_closed = False
 
@@ -58,7 +63,13 @@ class EventStream:
                 self.unwatch(watcher)
                 _logger.exception("event watcher %r failed and is removed", watcher)
 
-    def watch(self, callback: Callable[[Event], None], *kinds: type[Event]) -> None:
+    @overload
+    def watch(self, callback: Callable[[Event], object]) -> None: ...
+    @overload
+    def watch(
+        self, callback: Callable[[_E], object], kind: type[_E], /, *kinds: type[_E]
+    ) -> None: ...
+    def watch(self, callback: Watcher, *kinds: Any) -> None:
         """Call `callback` with each event, inside `publish`: it must be quick and may not block.
 
         One that raises is logged with its traceback and removed.  Watching again is watching once,
@@ -66,17 +77,25 @@ class EventStream:
 
         Args:
             callback: Is called with the event.
-            kinds: Classes of events; none: all.  What nobody wants is not even made.
+            *kinds: Classes of events; none: all.  What nobody wants is not even made.
 
         Raises:
+            TypeError: It cannot be called, or would have to be awaited; or a kind is none.
             trio.ClosedResourceError: The stream is closed.
         """
+        _check_watcher(callback)
+        for kind in kinds:
+            if kind not in ALL_EVENTS:
+                raise TypeError(
+                    f"found {kind!r}; allowed are classes of events, such as "
+                    "engine.report.events.ConnectionOpened"
+                )
         if self._is_closed:
             raise trio.ClosedResourceError("the event stream is closed")
         others = tuple(known for known in self._watchers if known[0] != callback)
         self._set_watchers((*others, (callback, frozenset(kinds or ALL_EVENTS))))
 
-    def unwatch(self, callback: Callable[[Event], None]) -> None:
+    def unwatch(self, callback: Watcher) -> None:
         """Stop calling `callback`; no error where it is not known."""
         self._set_watchers(tuple(known for known in self._watchers if known[0] != callback))
 
@@ -87,14 +106,15 @@ class EventStream:
 
         Args:
             capacity: How many events may wait in it; the next one is lost.
-            kinds: Classes of events; none: all.
+            *kinds: Classes of events; none: all.
 
         Raises:
+            TypeError: A kind is none.
             ValueError: The capacity is less than 1.
             trio.ClosedResourceError: The stream is closed.
         """
         subscription = Subscription(self, capacity)
-        self.watch(subscription.offer, *kinds)
+        self.watch(subscription.offer, *kinds or ALL_EVENTS)
         self._subscriptions.add(subscription)
         return subscription
 
@@ -115,7 +135,7 @@ class EventStream:
         self._subscriptions.clear()
         self._set_watchers(())
 
-    def _set_watchers(self, watchers: tuple[tuple[Callable[[Event], None], Kinds], ...]) -> None:
+    def _set_watchers(self, watchers: tuple[tuple[Watcher, Kinds], ...]) -> None:
         self._watchers = watchers
         self.wanted = frozenset().union(*[kinds for _, kinds in watchers])
         self._by_kind = {
@@ -196,3 +216,13 @@ class Subscription(trio.abc.ReceiveChannel[Event]):
         """
         self.close()
         await trio.lowlevel.checkpoint()
+
+
+def _check_watcher(callback: object) -> None:
+    if not callable(callback):
+        raise TypeError(f"found {callback!r}; allowed is what can be called with an event")
+    if iscoroutinefunction(callback) or iscoroutinefunction(type(callback).__call__):
+        raise TypeError(
+            f"{callback!r} would have to be awaited; allowed is a plain function, for nothing here "
+            "waits; in Trio, `subscribe` gives a channel to a task"
+        )

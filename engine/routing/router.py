@@ -38,7 +38,7 @@ from engine.routing.unroutable import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from engine.routing.resolver import Answer, Family, MxRecord, Resolver
     from engine.routing.table import HostPort, StaticRoute
@@ -96,6 +96,7 @@ class Router:
         max_domains: How many findings are kept.
 
     Raises:
+        TypeError: An argument is one text instead of several.
         ValueError: An argument cannot be used; the text says why.
     """
 
@@ -114,7 +115,9 @@ class Router:
         self._resolver = resolver
         self._table = table if table is not None else RouteTable()
         self._family = address_family
-        self._local_addresses = frozenset(str(ip_address(text)) for text in local_addresses)
+        self._local_addresses = frozenset(_read_own_addresses(local_addresses))
+        if isinstance(own_names, str):  # its letters would be names
+            raise TypeError(f"own names are {own_names[:300]!r}; allowed: a list of host names")
         self._own_names = frozenset(name.lower().removesuffix(".") for name in own_names)
         self._clock = clock
         self._findings: TtlCache[_Key, _Verdict] = TtlCache(max_domains, clock)
@@ -242,6 +245,16 @@ class Router:
             for host in hosts
         )
         return settled, min((answer.ttl for answer in answers.values()), default=math.inf)
+
+
+def _read_own_addresses(addresses: Iterable[str]) -> Iterator[str]:
+    if isinstance(addresses, str):  # its characters would be addresses
+        raise TypeError(f"own addresses are {addresses[:300]!r}; allowed: a list of IP addresses")
+    for text in addresses:
+        try:
+            yield str(ip_address(text))
+        except ValueError:
+            raise ValueError(f"own address {text!r}; allowed: an IP address") from None
 
 
 def _static_host(written: HostPort, position: int, allowed: Sequence[Family]) -> Host:

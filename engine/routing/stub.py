@@ -79,6 +79,7 @@ class DnsResolver(Resolver):
         resolv_conf: Where the name servers of this host are written; read once.
 
     Raises:
+        TypeError: Servers are one text instead of several.
         ValueError: An argument cannot be used; the text says what is allowed.
     """
 
@@ -93,6 +94,9 @@ class DnsResolver(Resolver):
     ) -> None:
         if not (timeout > 0 and math.isfinite(timeout)):
             raise ValueError(f"timeout is {timeout!r}; allowed: seconds above 0")
+        for given in (servers, trusted):
+            if isinstance(given, str):  # its characters would be servers
+                raise TypeError(f"name servers are {given[:300]!r}; allowed: a list of addresses")
         self._is_trusted = trust_in(trusted)
         self._servers = self._worth_asking(map(parse_server, servers))
         self._timeout = timeout

@@ -7,6 +7,7 @@ among the hosts are resolved by the router.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
@@ -15,7 +16,7 @@ from engine.route import UNIX
 from engine.routing.site import host_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 HOST_FORMS: Final = (
     "a name or an IP address, with or without a port from 1 to 65535: "
@@ -181,14 +182,21 @@ def _read_rule(number: int, rule: object) -> StaticRoute:
         pair = 'a pair of what it matches and its hosts, as ("*", ["192.0.2.1"])'
         raise ValueError(f"route {number} is {rule!r}; allowed: {pair}")
     match, hosts = rule
+    if not isinstance(match, str):
+        allowed = f"allowed: {MATCH_FORMS}"
+        raise ValueError(f"route {number}: match is {match!r}; {allowed}")  # noqa: TRY004 - as below
     place = f"route {number} (match {match[:300]!r})"
     try:
         prefix = "*." if match.startswith("*.") else ""
         pattern = match if match == "*" else prefix + read_name(match.removeprefix(prefix))
     except ValueError as error:
         raise ValueError(f"{place}: {error}; allowed: {MATCH_FORMS}") from None
-    if isinstance(hosts, str) or not hosts:
+    if not isinstance(hosts, Iterable) or isinstance(hosts, str | bytes) or not hosts:
         raise ValueError(f"{place}: hosts is {hosts!r}; allowed: a list of one host or more")
+    for host in hosts:
+        if not isinstance(host, str):
+            # As for what stands in a file and is no pair: one error for whoever reads it.
+            raise ValueError(f"{place}: {host!r} is no text; allowed: {HOST_FORMS}")  # noqa: TRY004
     try:
         return StaticRoute(pattern, tuple(map(parse_host, hosts)))
     except ValueError as error:

@@ -17,6 +17,8 @@ from engine.smtp.stages import Stage
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+#: Makes a named tuple of all its fields in half the time that calling its class takes.
+_new: Final = tuple.__new__
 _find_control: Final = re.compile(rb"[\x00-\x1f\x7f]").search
 
 
@@ -132,18 +134,22 @@ def hello(kind: Kind, name: str) -> Command:
 def mail(reverse_path: bytes, parameters: Sequence[bytes] = ()) -> Command:
     """Make MAIL; an empty reverse-path is the null path (RFC 5321 §4.1.1.2)."""
     line = b"MAIL FROM:<%b>" % reverse_path
-    return _line(Kind.MAIL, b" ".join((line, *parameters)) if parameters else line)
+    if parameters:
+        line = b" ".join((line, *parameters))
+    return _line(Kind.MAIL, line)
 
 
 def rcpt(forward_path: bytes, parameters: Sequence[bytes] = ()) -> Command:
     """Make RCPT (RFC 5321 §4.1.1.3)."""
     line = b"RCPT TO:<%b>" % forward_path
-    return _line(Kind.RCPT, b" ".join((line, *parameters)) if parameters else line)
+    if parameters:
+        line = b" ".join((line, *parameters))
+    return _line(Kind.RCPT, line)
 
 
 def content(octets: bytes, answers: Answers = Answers.ONCE, *, is_last: bool = True) -> Command:
     """Make the content, or a piece of it: dot-stuffed, the last piece ending in the final dot."""
-    return Command(Kind.CONTENT, octets, "end of data", is_last, answers)
+    return _new(Command, (Kind.CONTENT, octets, "end of data", is_last, answers, 0))
 
 
 def bdat(octets: bytes, is_last: bool, answers: Answers = Answers.ONCE) -> Command:
@@ -152,7 +158,8 @@ def bdat(octets: bytes, is_last: bool, answers: Answers = Answers.ONCE) -> Comma
         head = b"BDAT %d\r\n" % len(octets)
         return Command(Kind.BDAT, head + octets, "sending data block", True, answers, len(head))
     head = b"BDAT %d LAST\r\n" % len(octets)
-    return Command(Kind.BDAT_LAST, head + octets, "end of data", True, answers, len(head))
+    octets = head + octets
+    return _new(Command, (Kind.BDAT_LAST, octets, "end of data", True, answers, len(head)))
 
 
 def bdat_head(size: int, answers: Answers = Answers.ONCE) -> Command:
@@ -182,4 +189,4 @@ def auth_step(response: bytes) -> Command:
 def _line(kind: Kind, line: bytes, shown: str | None = None) -> Command:
     if _find_control(line):
         raise LocalProtocolError(f"control octet in {kind.name} command")
-    return Command(kind, line + b"\r\n", shown)
+    return _new(Command, (kind, line + b"\r\n", shown, True, Answers.ONCE, 0))

@@ -14,6 +14,8 @@ from engine.smtp.errors import ContentError
 from engine.smtp.tls_required import says_tls_optional
 
 _CRLF: Final = b"\r\n"
+#: Finds out that there is nothing to stuff, the rule, in less time than it takes to replace nothing.
+_find_dot: Final = re.compile(rb"\n\.").search
 _FORBIDDEN: Final = re.compile(rb"\0|\r(?!\n)")
 #: Above this a content is scanned in pieces, so that its lines are never all objects at once.
 _PIECE_OCTETS: Final = 64 * 1024
@@ -215,10 +217,11 @@ def stuff(octets: bytes) -> bytes:
     Transparency (RFC 5321 §4.5.2): a line that starts with a dot gets another one.  A missing
     final CRLF is added, and b"" gives the final line alone.
     """
-    stuffed = octets.replace(b"\r\n.", b"\r\n..")
-    start = b"." if octets.startswith(b".") else b""
     end = b".\r\n" if not octets or octets.endswith(_CRLF) else b"\r\n.\r\n"
-    return b"".join((start, stuffed, end))
+    start = b"." if octets.startswith(b".") else b""
+    if _find_dot(octets):
+        octets = octets.replace(b"\r\n.", b"\r\n..")
+    return b"".join((start, octets, end))
 
 
 class DotStuffer:

@@ -8,15 +8,14 @@ Latin-1 and worse, and no reply may crash us.
 from __future__ import annotations
 
 import re
-from collections import deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from engine.smtp.errors import RemoteProtocolError
 from engine.smtp.status import read_enhanced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Self
 
     from engine.smtp.status import EnhancedStatusCode
 
@@ -34,8 +33,13 @@ _DIGITS: Final = frozenset(b"0123456789")
 _ONE_LINE: Final = re.compile(rb"([2-5][0-9][0-9])(?: ([^\r\n]*))?")
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class _Reply(NamedTuple):
+    code: int
+    lines: tuple[bytes, ...]
+    enhanced: EnhancedStatusCode | None
+
+
+class Reply(_Reply):
     """One complete server reply (RFC 5321 §4.2).
 
     Attributes:
@@ -45,12 +49,18 @@ class Reply:
             read once, for every outcome shows it.
     """
 
-    code: int
-    lines: tuple[bytes, ...] = (b"",)
-    enhanced: EnhancedStatusCode | None = field(init=False, repr=False, compare=False)
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "enhanced", read_enhanced(self.code, self.lines[0]))
+    def __new__(cls, code: int, lines: tuple[bytes, ...] = (b"",)) -> Self:
+        """Make a reply of its code and its lines, at least one."""
+        return tuple.__new__(cls, (code, lines, read_enhanced(code, lines[0])))
+
+    def __getnewargs__(self) -> tuple[int, tuple[bytes, ...]]:
+        """Copy and unpickle it by what it is made of."""
+        return self.code, self.lines
+
+    def __repr__(self) -> str:
+        return f"Reply(code={self.code!r}, lines={self.lines!r})"
 
     @property
     def severity(self) -> int:
@@ -117,12 +127,7 @@ def show(octets: bytes) -> str:
 
 
 class ReplyParser:
-    """Cuts a stream of octets into replies, one `next_reply` at a time.
-
-    Attributes:
-        ready: Whole replies that were found while feeding, the oldest first; `next_reply` begins
-            with them.
-    """
+    """Cuts a stream of octets into replies: all of a read by `read_lines`, or one by one."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -130,27 +135,35 @@ class ReplyParser:
         self._codes: list[int] = []  # of the reply being collected
         self._lines: list[bytes] = []
         self._octets = 0
-        self.ready: deque[Reply] = deque()
         self._known: dict[bytes, Reply] = {}
 
-    def feed(self, data: bytes) -> None:
-        """Add received octets."""
+    def read_lines(self, data: bytes) -> Sequence[Reply] | None:
+        """Return the replies in received octets, where these are whole replies of one line each.
+
+        So is nearly every read, and most of its lines came before.
+
+        Returns:
+            The replies; `None` where there is anything else, also from before: then nothing was
+            taken, and `feed` has to.
+        """
         if self._buffer or self._lines:
-            self._buffer += data
-            return
-        # Nearly every read is a run of whole one-line replies, and most of them came before.
+            return None
         lines = data.split(b"\r\n")
-        rest = lines.pop()
+        if lines.pop():
+            return None
         found = list(map(self._known.get, lines))
         if not all(found):
             for place, line in enumerate(lines):
-                if found[place] is None and (reply := self._read_line(line)) is None:
-                    rest = b"\r\n".join((*lines[place:], rest))
-                    del found[place:]
-                    break
-                found[place] = found[place] or reply
-        self.ready.extend(filter(None, found))
-        self._buffer += rest
+                if found[place] is None:
+                    reply = self._read_line(line)
+                    if reply is None:
+                        return None
+                    found[place] = reply
+        return cast("list[Reply]", found)
+
+    def feed(self, data: bytes) -> None:
+        """Add received octets."""
+        self._buffer += data
 
     def _read_line(self, line: bytes) -> Reply | None:
         """Read a reply of one line; `None` where it is none, or has to be looked at closely."""
@@ -170,8 +183,6 @@ class ReplyParser:
         Raises:
             RemoteProtocolError: What came is no reply; the parser is of no use any more.
         """
-        if self.ready:
-            return self.ready.popleft()
         while (line := self._next_line()) is not None:
             code, is_last, text = _split_line(line)
             if self._codes and self._codes[0] // 100 != code // 100:
@@ -187,19 +198,13 @@ class ReplyParser:
         return None
 
     @property
-    def is_empty(self) -> bool:
-        """Whether `next_reply` has nothing to look at."""
-        return not (self.ready or self._buffer)
-
-    @property
     def unread(self) -> int:
         """How many octets came that no reply has been made of.
 
         Not zero when a TLS handshake is due means that someone spoke in clear behind the
         STARTTLS reply; they must not be believed (RFC 3207 §6).
         """
-        ready = sum(len(reply.encode()) for reply in self.ready)
-        return ready + len(self._buffer) + self._octets
+        return len(self._buffer) + self._octets
 
     def _next_line(self) -> bytes | None:
         # Resume the search where the last one stopped: O(n) over the whole reply.

@@ -300,7 +300,7 @@ class SessionState:
         self.assumed = walk(self.assumed, self._last, kinds, self._barriers)
         self._last = kinds[-1]
 
-    def heard_all(self, state: State, *, is_last: bool) -> None:
+    def heard_all(self, state: State, is_last: bool) -> None:
         """Account for replies to the oldest commands in flight that were found to lead to `state`.
 
         Args:
@@ -326,7 +326,7 @@ class SessionState:
         new = HEARD[self.confirmed][kind][severity]
         if new is None:
             raise RemoteProtocolError(f"a {severity}yz reply to {kind.name}")
-        self.heard_all(new, is_last=is_last)
+        self.heard_all(new, is_last)
 
     def closed(self) -> None:
         """Account for the end: 421, or the connection is gone."""

@@ -1,17 +1,14 @@
 """The sink of `engine.testing.sink` for tests that are not in Trio: it runs in a thread of its own.
 
-Not here: what the sink does.
+Not here: what the sink does, and the thread (`engine.testing.in_thread`).
 """
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import trio
-
+from engine.testing.in_thread import in_thread
 from engine.testing.sink import open_sink
 
 if TYPE_CHECKING:
@@ -27,29 +24,8 @@ def sink_in_thread(**options: Any) -> Iterator[Sink]:
     Of what it yields, `messages` and `statistics()` may be read in any thread.
 
     Args:
-        **options: As for `open_sink`; its errors are raised here.
+        **options: As for `open_sink`; its errors are raised here, and what `on_message` raises on
+            leaving the block.
     """
-    over = trio.Event()
-    started: Future[tuple[Sink, trio.lowlevel.TrioToken]] = Future()
-
-    async def serve() -> None:
-        async with open_sink(**options) as sink:
-            started.set_result((sink, trio.lowlevel.current_trio_token()))
-            await over.wait()
-
-    def run() -> None:
-        try:
-            trio.run(serve)
-        except Exception as error:
-            if started.done():
-                raise
-            started.set_exception(error)
-
-    thread = threading.Thread(target=run, name="sink", daemon=True)
-    thread.start()
-    sink, token = started.result()
-    try:
+    with in_thread(open_sink, **options) as sink:
         yield sink
-    finally:
-        token.run_sync_soon(over.set)
-        thread.join()

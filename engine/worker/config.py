@@ -9,6 +9,7 @@ Not here: what single settings may be (`engine.settings`, `engine.worker.section
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import socket
 import tomllib
@@ -30,7 +31,12 @@ from engine.settings import SECRET, Settings, contradictions, explain
 from engine.showing import show, show_key, suggest
 from engine.tls_files import file_problems
 from engine.units import DURATION_ALLOWED, parse_duration
-from engine.worker.sections import QueueSection, TlsReportsSection, WorkerSection
+from engine.worker.sections import (
+    QueueSection,
+    TlsReportsSection,
+    WorkerSection,
+    all_files,
+)
 from engine.worker.toml_lines import locate_keys
 
 if TYPE_CHECKING:
@@ -159,6 +165,7 @@ class _Reader:
         servers, timeout, trusted = self.dns(self.table("dns"))
         queue = self.section("queue", QueueSection) or QueueSection()
         worker = self.section("worker", WorkerSection) or WorkerSection()
+        self.check_files(queue, worker)
         retry = self.retry()
         reporter = self.tls_reporter()
         changes = self.changes(sets)
@@ -206,6 +213,20 @@ class _Reader:
                 if indexes and f"{place}.{problem.key}" not in self.lines:
                     place = "defaults" if f"defaults.{problem.key}" in self.lines else place
                 self.refuse(f"{place}.{problem.key}", problem.found, problem.allowed)
+
+    def check_files(self, queue: QueueSection, worker: WorkerSection) -> None:
+        """See that each file has one use: a log in the file of a store would be the end of it."""
+        uses = {os.path.realpath(self.file): "the configuration"}
+        refused: set[str] = set()
+        for key, file in all_files(self.folder, queue, worker):
+            real = os.path.realpath(file)
+            use = uses.setdefault(real, key)
+            # One that is thrown away is nobody's.
+            if use != key and not real.startswith("/dev/") and key not in refused:
+                refused.add(key)
+                section, _, name = key.partition(".")
+                found = getattr(queue if section == "queue" else worker, name)
+                self.refuse(key, show(found), f"a file of its own; {file} is that of {use}")
 
     def line(self, key: str) -> int:
         """Find the line of a key, else of the nearest table around it, else of what is in it."""

@@ -16,7 +16,7 @@ from engine.queue import errors
 from engine.queue.entries import Backlog, Counts, Entry, Page
 from engine.queue.errors import StoreError
 from engine.queue.submission import Accepted, Submission
-from engine.queue.values import Action, Result, Selection, SiteState, State
+from engine.queue.values import MAX_REASON, Action, Result, Selection, SiteState, State
 from engine.smtp.content import ContentFacts
 from engine.worker.control import MAX_GROUP_OCTETS, WireError
 from engine.worker.desk import Refused, Status
@@ -33,7 +33,6 @@ _T = TypeVar("_T")
 MAX_MESSAGES: Final = 1000
 #: Entries of one answer.
 MAX_ENTRIES: Final = 5000
-_MAX_REASON: Final = 1000
 
 
 class _Strict(BaseModel):
@@ -124,7 +123,7 @@ class ApplyRequest(_Request):
     do: Literal["apply"] = "apply"
     action: Action
     selection: WireSelection
-    reason: Annotated[str, Field(max_length=_MAX_REASON)] = ""
+    reason: Annotated[str, Field(max_length=MAX_REASON)] = ""
 
 
 class WeightRequest(_Request):

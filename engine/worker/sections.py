@@ -24,6 +24,7 @@ from engine.units import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 Bounce: TypeAlias = Literal["report", "event", "both"]
@@ -32,6 +33,8 @@ UnknownWord: TypeAlias = Literal["retry", "assume-delivered", "hold"]
 
 #: Of one worker.
 MAX_PROCESSES: Final = 64
+#: What stands beside a store, by what its name ends in: SQLite's own, and locks.
+_BESIDE_STORE: Final = ("-wal", "-shm", "-journal", ".lock", ".parent.lock", ".removals.lock")
 
 
 def _file(value: object) -> str:
@@ -170,3 +173,23 @@ def shard_file(base: Path, name: str, shard: int) -> Path:
     """
     path = base / name
     return path if shard == 1 else path.with_name(f"{path.stem}-{shard}{path.suffix}")
+
+
+def all_files(base: Path, queue: QueueSection, worker: WorkerSection) -> Iterator[tuple[str, Path]]:
+    """Yield every file that processes of a worker write to, with the key that names it.
+
+    Args:
+        base: The folder that names are relative to.
+        queue: Names the store.
+        worker: Names the others.
+    """
+    numbers = range(1, worker.processes + 1)
+    for key, name in (("queue.path", queue.path), ("worker.state", worker.state)):
+        for number in numbers:
+            file = shard_file(base, name, number)
+            yield key, file
+            for end in _BESIDE_STORE:
+                yield key, file.with_name(f"{file.name}{end}")
+    for number in numbers:
+        yield "worker.socket", shard_file(base, worker.socket, number)
+    yield "worker.outcomes", base / worker.outcomes

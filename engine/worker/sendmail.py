@@ -3,7 +3,7 @@
 `sendmail` is called by `engine.__main__` and the command line.  Every recipient that can be used is
 taken, or none is: a program that is told of an error hands the whole message in again.
 Not here: flags (`engine.worker.sendmail_flags`), and what the header section holds
-(`engine.worker.headers`).
+(`engine.headers`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,13 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from engine.content import from_octets
+from engine.headers import (
+    completed,
+    read_addresses,
+    recipients_of,
+    take_apart,
+    without_bcc,
+)
 from engine.message import Message, Recipient
 from engine.smtp.errors import ContentError
 from engine.worker.batch import Wishes
@@ -28,13 +35,6 @@ from engine.worker.descriptors import occupy_standard_descriptors
 from engine.worker.desk import too_large
 from engine.worker.exits import Exit
 from engine.worker.given import read_config
-from engine.worker.headers import (
-    completed,
-    read_addresses,
-    recipients_of,
-    take_apart,
-    without_bcc,
-)
 from engine.worker.intake import STDIN
 from engine.worker.sendmail_flags import Flags, read_flags
 from engine.worker.submit import Letter, new_id, submit_all
@@ -70,8 +70,9 @@ Put a message from standard input into the queue, as sendmail would.
                 /etc/delivery-engine/engine.toml
   -bm           send, the default
   -bp           list the queue
+  -q            do nothing: the worker tries what waits by itself
 
--A, -d, -e, -G, -h, -L, -m, -n, -O, -o, -p, -q, -U, -v and -X are ignored.
+-A, -d, -e, -G, -h, -L, -m, -n, -O, -o, -p, -U, -v and -X are ignored.
 Date, Message-ID and From are added where they are missing; Bcc is taken out.
 Addresses without a domain are of this host. Nothing is taken when an address
 cannot be used.
@@ -104,6 +105,9 @@ def sendmail(
         from engine.worker.queue_list import ListOptions, list_queue
 
         return list_queue(ListOptions(config=file))
+    if flags.runs_queue and not flags.recipients and not flags.from_header:
+        # From a timer, mostly; the worker does that when it is time.
+        return Exit.DELIVERED
     if not flags.recipients and not flags.from_header:
         print(f"{name}: found no recipient; allowed are some, or -t", file=sys.stderr)
         return Exit.USAGE

@@ -177,6 +177,8 @@ async def submit_all(
         this.conclude()
         await out.flush()
         this.incidents.is_unheard = out.broken.is_set()
+        if out.complaint is not None:
+            err.put(f"{out.complaint}\n")
     return this.exit_status()
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.errors import ConfigError
 from engine.outcome import Cause, Scope, Status
 from engine.queue.retry import (
     DEFAULT_RULE,
@@ -303,3 +304,16 @@ def test_rules_that_cannot_be_used_are_refused_with_place_and_what_is_allowed():
     assert "above 2h" in texts[2]
     assert 'did you mean "steps"?' in texts[3]
     assert "rcpt_4xx" in texts[5]
+
+
+def test_rules_in_python_are_those_of_the_file_and_what_is_wrong_is_raised():
+    table = {"match": "*.example.net", "steps": ["5m", "1h x1.5 until 16h"]}
+    assert RetryRules.read(table, table).rules == read_rules([table, table])[0].rules
+    with pytest.raises(ConfigError) as info:
+        RetryRules.read({"match": "*", "steps": ["5 m"]}, {"mach": "*", "steps": []}, "5m")
+    assert [problem.split(":")[0] for problem in info.value.problems] == [
+        "rules[0].steps[0]",
+        "rules[1].mach",
+        "rules[1].match",
+        "rules[2]",
+    ]

@@ -5,7 +5,7 @@ import logging
 import pytest
 import trio
 
-from engine.report.events import SiteClosed, SiteOpened
+from engine.report.events import Event, SiteClosed, SiteOpened
 from engine.report.stream import EventStream
 
 ONE, TWO, THREE = (SiteOpened(float(number), f"site-{number}") for number in (1, 2, 3))
@@ -134,6 +134,32 @@ def test_watching_twice_is_watching_once():
     stream.publish(ONE)
 
     assert heard == [ONE]
+
+
+class Waits:
+    async def __call__(self, event):
+        """Never waited for."""
+
+
+async def waits(event):
+    """Never waited for."""
+
+
+@pytest.mark.parametrize("callback", [waits, Waits(), Waits().__call__, 7, None, "print"])
+def test_what_cannot_be_called_without_waiting_is_no_watcher(callback):
+    stream = EventStream()
+    with pytest.raises(TypeError, match=r"would have to be awaited|can be called with an event"):
+        stream.watch(callback)
+    assert not stream.wanted
+
+
+@pytest.mark.parametrize("kind", ["site.opened", ONE, Event, dict, [SiteOpened], None])
+def test_what_is_no_class_of_events_is_no_kind(kind):
+    stream = EventStream()
+    for call in (lambda: stream.watch(print, kind), lambda: stream.subscribe(10, SiteClosed, kind)):
+        with pytest.raises(TypeError, match="allowed are classes of events"):
+            call()
+    assert not stream.wanted
 
 
 def test_failing_watcher_is_logged_once_and_removed(caplog):

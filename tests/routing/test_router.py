@@ -584,7 +584,7 @@ async def cancelled_after(seconds, router):
     ("options", "reason"),
     [
         ({"address_family": "ipv5"}, "allowed: any, ipv4"),
-        ({"local_addresses": ["eth0"]}, "'eth0' does not appear to be"),
+        ({"local_addresses": ["eth0"]}, "own address 'eth0'; allowed"),
         ({"max_domains": 0}, "1 entry or more"),
     ],
 )
@@ -598,3 +598,14 @@ async def test_an_unknown_family_in_a_call_is_refused():
 
     with pytest.raises(ValueError, match="allowed: any, ipv4"):
         await router.route("example.test", "ipv5")
+
+
+def test_one_text_is_no_list_of_what_is_ourselves():
+    for options in ({"local_addresses": "192.0.2.1"}, {"own_names": "mx.x.test"}):
+        with pytest.raises(TypeError, match="allowed: a list of"):
+            Router(FakeDns({}), **options)
+
+
+def test_an_own_address_that_is_none_is_named():
+    with pytest.raises(ValueError, match=r"own address 'mx\.test'; allowed: an IP address"):
+        Router(FakeDns({}), local_addresses=["192.0.2.1", "mx.test"])

@@ -539,3 +539,9 @@ def test_a_timeout_that_is_no_time_is_refused(timeout):
 def test_a_server_that_is_no_address_is_refused():
     with pytest.raises(ValueError, match=r"name server 'ns\.test': allowed: an IP address"):
         DnsResolver(["ns.test"])
+
+
+def test_one_text_is_no_list_of_name_servers():
+    for options in ({"servers": "192.0.2.53"}, {"trusted": "192.0.2.53"}):
+        with pytest.raises(TypeError, match="allowed: a list of addresses"):
+            DnsResolver(**options)

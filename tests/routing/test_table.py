@@ -170,3 +170,21 @@ def test_the_first_rule_that_matches_wins():
 def test_a_rule_that_cannot_be_used_is_refused_by_number(match, hosts, reason):
     with pytest.raises(ValueError, match=reason):
         RouteTable([("*", ["mx.test"]), (match, hosts)])
+
+
+@pytest.mark.parametrize("host", [("mx.test", 25), b"mx.test", 25, None])
+def test_a_host_that_is_no_text_is_refused(host):
+    with pytest.raises(ValueError, match=r"route 2 \(match '\*'\): .* is no text; allowed: a name"):
+        RouteTable([("x.test", ["mx.test"]), ("*", [host])])
+
+
+@pytest.mark.parametrize("match", [None, b"*", 25])
+def test_a_match_that_is_no_text_is_refused(match):
+    with pytest.raises(ValueError, match=r"route 1: match is .*; allowed: \*"):
+        RouteTable([(match, ["mx.test"])])
+
+
+@pytest.mark.parametrize("hosts", ["mx.test", b"mx.test", 25, None, []])
+def test_hosts_are_a_list(hosts):
+    with pytest.raises(ValueError, match=r"hosts is .*; allowed: a list of one host or more"):
+        RouteTable([("*", hosts)])

@@ -162,14 +162,12 @@ def hold(answers, early, steps, divide, take):
             continue
         try:
             for piece in divide(octets):
-                connection.receive(piece)
-                story += take(connection)
+                story += take(connection, piece)
         except RemoteProtocolError:
             assert connection.is_spoiled
             return [*story, "error"]
-    connection.receive(b"")
     try:
-        story += take(connection)
+        story += take(connection, b"")
     except RemoteProtocolError:
         return [*story, "error"]
     assert type(story[-1]) is Closed
@@ -182,17 +180,20 @@ def whole(octets):
     return [octets] if octets else []
 
 
-def one_by_one(connection):
+def one_by_one(connection, octets):
+    connection.receive(octets)
+    yield from events_of(connection)
+
+
+def events_of(connection):
     while (event := connection.next_event()) is not None:
         yield event
 
 
-def in_runs(connection):
+def in_runs(connection, octets):
     """As the session takes them."""
-    run = connection.take_run()
-    if run is not None:
-        yield from run.answers()
-    yield from one_by_one(connection)
+    run = connection.receive_run(octets)
+    yield from events_of(connection) if run is None else run.answers()
 
 
 @pytest.mark.parametrize("part", PARTS)

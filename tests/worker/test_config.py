@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -703,6 +704,40 @@ steps = ["5m", "1h x1.5 until 16h", "4h ~20% until 4d"]
     assert config.sources["queue.unknown"] == f"{path}:3"
     assert config.sources["queue.remember"] == "default"
     assert config.sources["retry[0].steps"] == f"{path}:14"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "file", "use"),
+    [
+        ('[queue]\npath = "o"\n[worker]\noutcomes = "o"', "worker.outcomes", "o", "queue.path"),
+        ('[worker]\noutcomes = "sub/../spool.sqlite"', "worker.outcomes", "sqlite", "queue.path"),
+        ('[worker]\noutcomes = "spool.sqlite-wal"', "worker.outcomes", "sqlite-wal", "queue.path"),
+        ('[worker]\nstate = "spool.sqlite"', "worker.state", "spool.sqlite", "queue.path"),
+        ('[worker]\nsocket = "state.sqlite"', "worker.socket", "state.sqlite", "worker.state"),
+        ('[worker]\noutcomes = "engine.toml"', "worker.outcomes", "engine.toml", "configuration"),
+        ('[worker]\nprocesses = 2\noutcomes = "engine-2.sock"', "worker.outcomes", "", "socket"),
+        ('[queue]\npath = "link"', "worker.outcomes", "outcomes.jsonl", "queue.path"),
+        (
+            '[worker]\nprocesses = 2\nstate = "spool-2.sqlite"',
+            "worker.state",
+            "spool-2.sqlite",
+            "queue.path",
+        ),
+    ],
+)
+def test_no_file_has_two_uses(write: Write, text: str, key: str, file: str, use: str):
+    Path("sub").mkdir()
+    Path("link").symlink_to("outcomes.jsonl")
+    with pytest.raises(ConfigError) as refused:
+        load_config(write(text))
+    (problem,) = refused.value.problems
+    assert re.match(rf"engine\.toml:\d: {re.escape(key)}: found ", problem)
+    assert "; allowed a file of its own; " in problem
+    assert re.search(rf"{re.escape(file)} is that of .*{re.escape(use)}$", problem)
+
+
+def test_what_is_thrown_away_may_be_in_one_place(write: Write):
+    load_config(write('[worker]\noutcomes = "/dev/null"\nstate = "/dev/null"'))
 
 
 def test_without_reports_on_tls_there_is_no_reporter(write: Write):

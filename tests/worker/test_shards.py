@@ -101,6 +101,18 @@ async def test_a_file_that_root_makes_is_of_the_owner_of_its_folder(make, tmp_pa
     }
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+async def test_a_log_that_root_begins_is_of_the_owner_of_the_store(make, tmp_path):
+    config = make()
+    os.chown(tmp_path, 12_345, 23_456)
+    async with open_shards(config, "submit") as shards:
+        await shards.submit([mail(id="x")])
+    async with open_shards(config, "steer") as shards:
+        assert await shards.apply(Action.PURGE, Selection(message="x")) == 1
+    found = (tmp_path / "outcomes.jsonl").stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (12_345, 23_456, 0o640)
+
+
 async def test_who_only_looks_or_steers_makes_no_file(make, tmp_path):
     for purpose in ("look", "steer"):
         async with open_shards(make(), purpose) as shards:

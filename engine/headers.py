@@ -2,7 +2,8 @@
 
 Called by `engine.worker.sendmail`: for `-t` recipients stand in To, Cc and Bcc, and mail that a
 person or a script wrote may have neither Date nor Message-ID, which a submission agent adds
-(RFC 6409 §8).  Nothing else of the content is touched.
+(RFC 6409 §8).  Nothing else of the content is touched.  `engine.email_message` asks whom mail is
+from and for.
 """
 
 from __future__ import annotations
@@ -117,9 +118,23 @@ def recipients_of(head: Letterhead) -> tuple[list[str], list[str]]:
     Mail that was resent goes to those of the last resending, whose fields stand first (RFC 5322
     §3.6.6).
     """
+    return _named_in(head, _TO)
+
+
+def sender_of(head: Letterhead) -> tuple[list[str], list[str]]:
+    """Return the address of who sent the mail, and what is wrong with the field that names it.
+
+    That is who stands in Sender, else in From (RFC 5322 §3.6.2); of mail that was resent, who resent
+    it last.  Several addresses are several authors, and none of them is said to have sent it.
+    """
+    named = _named_in(head, ("sender",))
+    return named if any(named) else _named_in(head, ("from",))
+
+
+def _named_in(head: Letterhead, names: Sequence[str]) -> tuple[list[str], list[str]]:
     addresses: dict[str, None] = {}
     problems: list[str] = []
-    for field in _addressed(head.fields):
+    for field in _addressed(head.fields, names):
         found, wrong = read_addresses(field.text)
         addresses |= dict.fromkeys(found)
         name = field.name.title()
@@ -127,9 +142,9 @@ def recipients_of(head: Letterhead) -> tuple[list[str], list[str]]:
     return list(addresses), problems
 
 
-def _addressed(fields: Sequence[Field]) -> Iterator[Field]:
+def _addressed(fields: Sequence[Field], names: Sequence[str]) -> Iterator[Field]:
     if not is_resent(fields):
-        yield from (field for field in fields if field.name in _TO)
+        yield from (field for field in fields if field.name in names)
         return
     seen = set()
     for field in fields:
@@ -137,7 +152,7 @@ def _addressed(fields: Sequence[Field]) -> Iterator[Field]:
             if field.name in seen:
                 return
             seen.add(field.name)
-            if field.name.removeprefix("resent-") in _TO:
+            if field.name.removeprefix("resent-") in names:
                 yield field
 
 

@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.smtp.errors import ContentError
-from engine.worker import headers
-from engine.worker.headers import (
+from engine import headers
+from engine.headers import (
     completed,
     read_addresses,
     recipients_of,
+    sender_of,
     take_apart,
     without_bcc,
 )
+from engine.smtp.errors import ContentError
 
 NOW = datetime(2026, 8, 23, 10, 0, tzinfo=UTC)
 
@@ -170,6 +171,26 @@ def test_mail_that_was_resent_goes_to_those_of_the_last_resending():
         b"Resent-To: old@x.test\nResent-Cc: older@x.test\nTo: first@x.test\n\n"
     )
     assert recipients_of(head) == (["a@x.test", "b@x.test"], [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (b"From: a@x.test\n", ["a@x.test"]),
+        (b"From: a@x.test\nSender: b@x.test\n", ["b@x.test"]),
+        (b"From: a@x.test, b@x.test\n", ["a@x.test", "b@x.test"]),
+        (b"To: a@x.test\n", []),
+        (b"Sender: b@x.test\nResent-From: c@x.test\nFrom: a@x.test\n", ["c@x.test"]),
+    ],
+)
+def test_who_sent_it_stands_in_sender_or_from(fields, expected):
+    assert sender_of(take_apart(fields + b"\n")) == (expected, [])
+
+
+def test_a_sender_that_cannot_be_read_is_a_problem_and_not_another():
+    addresses, (problem,) = sender_of(take_apart(b"Sender: <\nFrom: a@x.test\n\n"))
+    assert addresses == []
+    assert problem.startswith("Sender: found")
 
 
 def test_bcc_is_taken_out_and_all_else_stays_as_it_is():

@@ -21,7 +21,7 @@ from engine.errors import EngineClosedError
 from engine.outcomes import CLOSED, Outcomes, Seats
 from engine.queue.decision import Policy
 from engine.queue.scheduler import DEFAULT_REMEMBER, DEFAULT_SITE_SEATS, Scheduler
-from engine.queue.values import Submission
+from engine.queue.submission import Submission
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

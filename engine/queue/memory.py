@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from engine.content import MemoryContent
+from engine.queue.entries import Backlog, Counts, Delayed, Page, StoredMessage
 from engine.queue.errors import DuplicateIdError, LeaseLostError
 from engine.queue.memory_lanes import LaneKey, Lanes, Waiting
 from engine.queue.memory_records import (
@@ -28,24 +29,19 @@ from engine.queue.memory_records import (
     rounded,
 )
 from engine.queue.store import DEFAULT_OVERDUE, Store
+from engine.queue.submission import Accepted
 from engine.queue.values import (
     CUT_SHORT,
     EVERYBODY,
-    Accepted,
     Action,
-    Backlog,
-    Counts,
-    Delayed,
     Lease,
     Owner,
-    Page,
     Recovered,
     Removal,
     Result,
     Selection,
     SiteState,
     State,
-    StoredMessage,
     check_reason,
     check_weight,
 )
@@ -55,7 +51,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
     from engine.message import Message
-    from engine.queue.values import Entry, Settlement, Submission
+    from engine.queue.entries import Entry
+    from engine.queue.submission import Submission
+    from engine.queue.values import Settlement
 
 _EXPIRED_AT_ONCE: Final = 100
 

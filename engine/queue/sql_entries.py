@@ -10,25 +10,14 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.queue.entries import Backlog, Counts, Delayed, Entry, Page, StoredMessage
 from engine.queue.errors import StoreDamagedError
 from engine.queue.sql_contents import content_of, read_envelopes, read_what_can_be_read
 from engine.queue.sql_lanes import note_sites
 from engine.queue.sql_lease import UNREADABLE
 from engine.queue.sql_rows import make_message, make_recipient
 from engine.queue.sql_settle import Changes, Standing
-from engine.queue.values import (
-    Action,
-    Backlog,
-    Counts,
-    Delayed,
-    Entry,
-    Page,
-    Removal,
-    Result,
-    SiteState,
-    State,
-    StoredMessage,
-)
+from engine.queue.values import Action, Removal, Result, SiteState, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -34,15 +34,7 @@ from engine.queue.sql_contents import (
 from engine.queue.sql_submit import DEFAULT_RESERVE_OCTETS, Intake, Pieces, pack
 from engine.queue.store import DEFAULT_OVERDUE, Store
 from engine.queue.unopened import UnopenedStore
-from engine.queue.values import (
-    EVERYBODY,
-    Action,
-    Lease,
-    Page,
-    Selection,
-    check_reason,
-    check_weight,
-)
+from engine.queue.values import EVERYBODY, Action, Lease, Selection, check_reason, check_weight
 from engine.queue.values import to_milliseconds as ms
 from engine.smtp.errors import ContentError
 
@@ -53,22 +45,11 @@ if TYPE_CHECKING:
     from engine.message import Content
     from engine.queue.committer import Committer
     from engine.queue.database import Database
+    from engine.queue.entries import Backlog, Counts, Delayed, Page, StoredMessage
     from engine.queue.sql_submit import Parcel
+    from engine.queue.submission import Accepted, Submission
     from engine.queue.unopened import StoreToOpen
-    from engine.queue.values import (
-        Accepted,
-        Backlog,
-        Counts,
-        Delayed,
-        LeasedMessage,
-        Owner,
-        Recovered,
-        Removal,
-        Settlement,
-        SiteState,
-        StoredMessage,
-        Submission,
-    )
+    from engine.queue.values import LeasedMessage, Owner, Recovered, Removal, Settlement, SiteState
 
 _R = TypeVar("_R")
 

@@ -36,22 +36,17 @@ from engine.queue.values import EVERYBODY
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
+    from engine.queue.entries import Backlog, Counts, Delayed, Page, StoredMessage
+    from engine.queue.submission import Accepted, Submission
     from engine.queue.values import (
-        Accepted,
         Action,
-        Backlog,
-        Counts,
-        Delayed,
         Lease,
         Owner,
-        Page,
         Recovered,
         Removal,
         Selection,
         Settlement,
         SiteState,
-        StoredMessage,
-        Submission,
     )
 
 #: How long a recipient of a site that is backed off may be due before it is leased all the same, in

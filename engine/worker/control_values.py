@@ -13,21 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from engine.message import Message, Notify, Recipient
 from engine.queue import errors
+from engine.queue.entries import Backlog, Counts, Entry, Page
 from engine.queue.errors import StoreError
-from engine.queue.values import (
-    MAX_REASON,
-    Accepted,
-    Action,
-    Backlog,
-    Counts,
-    Entry,
-    Page,
-    Result,
-    Selection,
-    SiteState,
-    State,
-    Submission,
-)
+from engine.queue.submission import Accepted, Submission
+from engine.queue.values import MAX_REASON, Action, Result, Selection, SiteState, State
 from engine.smtp.content import ContentFacts
 from engine.worker.control import MAX_GROUP_OCTETS, WireError
 from engine.worker.desk import Refused, Status

@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from engine.errors import SubmitError
-from engine.queue.values import EVERYBODY, Accepted, Action
+from engine.queue.submission import Accepted
+from engine.queue.values import EVERYBODY, Action
 from engine.smtp.errors import ContentError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+    from engine.queue.entries import Backlog, Counts, Page
     from engine.queue.store import Store
-    from engine.queue.values import Backlog, Counts, Page, Selection, Submission
+    from engine.queue.submission import Submission
+    from engine.queue.values import Selection
 
 #: Contents up to this size are taken unless somebody says otherwise.
 DEFAULT_MESSAGE_OCTETS: Final = 50 * 1024 * 1024

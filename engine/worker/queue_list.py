@@ -21,7 +21,7 @@ from engine.worker.queue_tables import entry_table, last_outcomes, message_head
 from engine.worker.screen import print_to
 
 if TYPE_CHECKING:
-    from engine.queue.values import Entry
+    from engine.queue.entries import Entry
     from engine.worker.output import Output
     from engine.worker.shards import Shards
 

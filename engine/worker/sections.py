@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, PlainValidator
-from pydantic_core import PydanticCustomError
 
 from engine.queue.decision import Unknown
 from engine.report.bounce import BounceSettings
-from engine.setting_types import Flag, Limit, Seconds, one_of
+from engine.setting_types import Flag, Limit, Seconds, one_of, refusal
 from engine.showing import show
 from engine.units import (
     DAYS,
@@ -38,21 +37,16 @@ MAX_PROCESSES: Final = 64
 _BESIDE_STORE: Final = ("-wal", "-shm", "-journal", ".lock", ".parent.lock", ".removals.lock")
 
 
-def _refusal(found: str, allowed: str) -> PydanticCustomError:
-    facts = {"found": found, "allowed": allowed}
-    return PydanticCustomError("setting", "found {found}; allowed {allowed}", facts)
-
-
 def _file(value: object) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
-        raise _refusal(show(value), "a file name")
+        raise refusal(show(value), "a file name")
     return value
 
 
 def _processes(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_PROCESSES:
         return value
-    raise _refusal(show(value), f"a whole number from 1 to {MAX_PROCESSES}")
+    raise refusal(show(value), f"a whole number from 1 to {MAX_PROCESSES}")
 
 
 def _waits(value: object) -> tuple[float, ...]:
@@ -61,19 +55,19 @@ def _waits(value: object) -> tuple[float, ...]:
         return tuple(sorted(map(parse_duration, values)))
     except ValueError:
         allowed = f"{DURATION_ALLOWED}; or a list of them, an empty one for never"
-        raise _refusal(show(value), allowed) from None
+        raise refusal(show(value), allowed) from None
 
 
 def _octets(value: object) -> int:
     try:
         return parse_octets(value)
     except ValueError:
-        raise _refusal(show(value), OCTETS_ALLOWED) from None
+        raise refusal(show(value), OCTETS_ALLOWED) from None
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise _refusal(show(value), "a text of one line")
+        raise refusal(show(value), "a text of one line")
     return value
 
 
@@ -83,7 +77,7 @@ def _own_name(value: object) -> str | None:
     try:
         BounceSettings(str(value))
     except ValueError:
-        raise _refusal(show(value), "a domain name or an address literal") from None
+        raise refusal(show(value), "a domain name or an address literal") from None
     return str(value)
 
 
@@ -93,7 +87,7 @@ def _mailbox(value: object) -> str | None:
     try:
         BounceSettings("localhost", str(value))
     except ValueError:
-        raise _refusal(show(value), "a mailbox in US-ASCII") from None
+        raise refusal(show(value), "a mailbox in US-ASCII") from None
     return str(value)
 
 

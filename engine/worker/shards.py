@@ -17,7 +17,8 @@ import trio
 
 from engine.nursery import tasks_beside
 from engine.queue.errors import StoreUnusableError
-from engine.queue.values import EVERYBODY, Accepted
+from engine.queue.submission import Accepted
+from engine.queue.values import EVERYBODY
 from engine.worker.control_client import ControlClient, ControlLostError, open_control
 from engine.worker.desk import Asked, Desk, Refused
 from engine.worker.lock import lock_file
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
+    from engine.queue.entries import Counts, Entry, Page
     from engine.queue.store import Store
-    from engine.queue.values import Action, Counts, Entry, Page, Selection, Submission
+    from engine.queue.submission import Submission
+    from engine.queue.values import Action, Selection
     from engine.worker.config import Config
     from engine.worker.desk import Answer, Status
 

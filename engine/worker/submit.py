@@ -24,7 +24,7 @@ from engine.queue.errors import (
     StoreError,
     StoreUnusableError,
 )
-from engine.queue.values import Submission
+from engine.queue.submission import Submission
 from engine.units import parse_moment
 from engine.worker.batch import Wishes
 from engine.worker.desk import Refused

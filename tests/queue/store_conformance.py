@@ -17,7 +17,8 @@ from engine.errors import SubmitError
 from engine.message import Message, Recipient
 from engine.queue.errors import DuplicateIdError, LeaseLostError
 from engine.queue.store import DEFAULT_OVERDUE
-from engine.queue.values import Action, Result, Selection, Settlement, SiteState, State, Submission
+from engine.queue.submission import Submission
+from engine.queue.values import Action, Result, Selection, Settlement, SiteState, State
 from tests.queue.mail import START, addresses_in, leased_in, mail, settlements, take
 
 HOUR = 3600.0

@@ -25,15 +25,8 @@ from engine.queue.errors import (
 from engine.queue.export import Damage, export_messages
 from engine.queue.sql_submit import Intake, pack
 from engine.queue.sqlite import _SUBMIT, open_store
-from engine.queue.values import (
-    Action,
-    Result,
-    Selection,
-    Settlement,
-    SiteState,
-    State,
-    Submission,
-)
+from engine.queue.submission import Submission
+from engine.queue.values import Action, Result, Selection, Settlement, SiteState, State
 from engine.smtp.errors import ContentError
 from tests.queue.mail import START, addresses_in, leased_in, mail, settlements, take
 from tests.queue.store_conformance import CHECKS, entries_of, states_of

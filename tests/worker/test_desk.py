@@ -5,7 +5,8 @@ import pytest
 from engine.content import from_octets, from_text
 from engine.queue.errors import StoreFullError
 from engine.queue.memory import MemoryStore
-from engine.queue.values import Accepted, Action, Selection, State
+from engine.queue.submission import Accepted
+from engine.queue.values import Action, Selection, State
 from engine.worker.desk import Desk, Refused
 from tests.queue.mail import START, mail
 

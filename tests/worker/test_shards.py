@@ -9,7 +9,8 @@ import trio
 
 from engine.queue.errors import StoreFullError, StoreUnusableError
 from engine.queue.sqlite import open_store
-from engine.queue.values import Accepted, Action, Selection, State
+from engine.queue.submission import Accepted
+from engine.queue.values import Action, Selection, State
 from engine.worker import shards as module
 from engine.worker.config import load_config
 from engine.worker.control_server import serve_control

@@ -17,7 +17,7 @@ from engine.delivery.session_terms import SessionLost
 from engine.delivery.seven_bit import in_seven_bit
 from engine.delivery.streaming import FEW_RECIPIENTS, MOST, MOST_OCTETS
 from engine.delivery.transaction import Due, Transaction
-from engine.delivery.verdict import ours
+from engine.delivery.verdict import dismissed, ours
 from engine.errors import EngineError
 from engine.outcome import Cause, Scope, Status
 from engine.report import events
@@ -511,6 +511,7 @@ class Carrier:
 
     def _close(self, answer: Answered) -> None:
         """Account for a 421 to everything that is in flight."""
+        self._host.dismissal = dismissed(answer.reply, self._host.peer)
         while self._flying:
             flight = self._flying.popleft()
             flight.close(answer)
@@ -613,6 +614,11 @@ class Carrier:
         session, is_oldest = self._session, True
         uses_chunking = self._host.agreed.manner.chunking
         ending = session.loss or SessionLost(Cause.CLOSED, None)
+        is_wordless = all(
+            flight.last_answered is None and not flight.content for flight in self._flying
+        )
+        if ending.reply is not None or (ending.cause is Cause.CLOSED and is_wordless):
+            self._host.dismissal = dismissed(ending.reply, self._host.peer)
         while self._flying:
             flight = self._flying.popleft()
             attempt = flight.job.attempt

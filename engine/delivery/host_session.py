@@ -85,6 +85,8 @@ class HostSession:
         journal: Told which contents are about to go out to their end.
         now: The time, by Trio's clock.
         did_last_succeed: Whether the last transaction delivered to anybody.
+        dismissal: What it means for other mail that the host has ended the session by a 421, or
+            before it answered anything about mail; `None` where it has not.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class HostSession:
         self.is_confirmed = False
         self.retry: Retry | None = None
         self.did_last_succeed = False
+        self.dismissal: Verdict | None = None
         self.recorder = shared.recorder
         self.events = shared.events
         self.journal = shared.journal

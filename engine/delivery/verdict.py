@@ -180,6 +180,25 @@ def delivered(reply: Reply, peer: Peer) -> Verdict:
     return _new(Verdict, facts)
 
 
+def dismissed(reply: Reply | None, peer: Peer) -> Verdict:
+    """Return the verdict on mail for a host that ends sessions before it takes any mail.
+
+    Args:
+        reply: Its 421 (RFC 5321 §3.8); `None`: it hung up.
+        peer: The host.
+    """
+    problem = f"{peer} ends sessions before it takes any mail"
+    if reply is None:
+        enhanced = _ENHANCED[Cause.CLOSED]
+        return Verdict(
+            Status.DEFERRED, Stage.MAIL, Cause.CLOSED, problem, Scope.HOST, None, enhanced
+        )
+    text = f"{problem}: {reply.text}"
+    return Verdict(
+        Status.DEFERRED, Stage.MAIL, Cause.REPLY, text, Scope.HOST, reply, reply.enhanced
+    )
+
+
 def accepted(reply: Reply, peer: Peer) -> Verdict:
     """Return the verdict on a recipient that was only asked about, and would be taken."""
     text = f"would be accepted by {peer.text}: {reply.text}"

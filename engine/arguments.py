@@ -1,7 +1,7 @@
 """Looks at what an engine is given, so that an error comes where it is given, and says what is allowed.
 
-Used by `engine.engine`, and by `engine.hosted` for what it needs before an engine has it.  Here are
-slips which would show late, far away, or never; what its parts look at themselves is not here.
+Used by `engine.engine`, and by `engine.hosted`, which looks at messages before an engine does.  Here
+are slips which would show late, far away, or never; what its parts look at themselves is not here.
 Knows no I/O.
 """
 

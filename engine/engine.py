@@ -148,7 +148,8 @@ class Engine:
             store: Where mail is kept until it is done with.  Then `submit` returns when a message is
                 in it for good, recipients are tried again as the retry rules say, and there is an
                 outcome for each attempt.  What a run that ended has left there is delivered, too.
-                `engine.queue.sqlite.open_store` keeps it in a file.
+                `engine.queue.sqlite.open_store` keeps it in a file; what that returns is opened here,
+                and closed at the end of the block; what entering it gave stays open.
             queue: How the store is dealt with.
             clock: Wall clock, seconds since the epoch.
             rng: Shuffles hosts of equal preference, and chooses among equal proxies.
@@ -270,7 +271,7 @@ class Engine:
     async def _run_stored(self, stored: Stored) -> AsyncIterator[None]:
         # The engine is inside: when it has ended everybody has an outcome, and is settled.
         try:
-            async with stored.scheduler:
+            async with stored.opened(), stored.scheduler:
                 try:
                     async with self._run():
                         await stored.recover()

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 import uuid
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from engine.errors import EngineClosedError
 from engine.outcomes import CLOSED, Outcomes, Seats
 from engine.queue.decision import Policy
 from engine.queue.scheduler import DEFAULT_REMEMBER, DEFAULT_SITE_SEATS, Scheduler
+from engine.queue.unopened import UnopenedStore
 from engine.queue.values import Submission
 
 if TYPE_CHECKING:
@@ -109,6 +111,17 @@ class Stored:
             clock=clock,
             rng=rng,
         )
+
+    def opened(self) -> AbstractAsyncContextManager[object]:
+        """Return the block around all the others: it opens a store that is still to be opened.
+
+        What is a store already is left to whoever opened it.
+
+        Raises:
+            RuntimeError: From the block: somebody else has entered it.
+            StoreError: From the block: the store cannot be opened.
+        """
+        return self._store if isinstance(self._store, UnopenedStore) else nullcontext()
 
     async def submit(self, message: Message) -> str:
         """Put a message in the store; it is on disk when this returns.

@@ -12,7 +12,7 @@ from engine.engine import Engine
 from engine.errors import EngineClosedError
 from engine.outcome import Status
 from engine.queue.decision import Policy, Unknown
-from engine.queue.errors import StoreFullError
+from engine.queue.errors import StoreFullError, StoreUnusableError
 from engine.queue.hints import MemoryHints
 from engine.queue.memory import MemoryStore
 from engine.queue.retry import read_rules
@@ -153,6 +153,64 @@ async def test_what_a_run_before_has_left_is_delivered(tmp_path, autojump_clock)
         assert await left_in(store) == []
 
     assert (outcome.message, outcome.status) == ("one", Status.DELIVERED)
+
+
+async def test_a_store_that_was_not_entered_is_opened_around_the_engine(tmp_path, autojump_clock):
+    path = tmp_path / "spool.sqlite"
+    opening = open_store(path)
+    async with serving() as service:
+        engine = stored_engine(service, opening)
+        assert "not open" in repr(opening)
+        async with engine:
+            await engine.submit(message(A, id="one"))
+            assert (await engine.outcomes.receive()).status is Status.DELIVERED
+        assert "not open" in repr(opening)
+        # What it had settled is there, and whoever comes next opens it again.
+        async with opening as store:
+            assert await left_in(store) == []
+
+
+async def test_a_store_that_was_entered_stays_open_behind_the_engine(tmp_path, autojump_clock):
+    async with serving() as service, open_store(tmp_path / "spool.sqlite") as store:
+        async with stored_engine(service, store) as engine:
+            await engine.submit(message(A))
+            await engine.outcomes.receive()
+        assert await left_in(store) == []
+
+
+async def test_a_store_has_one_who_opens_and_closes_it(tmp_path, autojump_clock):
+    opening = open_store(tmp_path / "spool.sqlite")
+    async with serving() as service, opening as store:
+        engine = stored_engine(service, opening)
+        with pytest.raises(RuntimeError, match="is open already"):
+            async with engine:
+                pass
+        assert [each async for each in engine.outcomes] == []
+        assert await left_in(store) == []
+
+
+async def test_an_engine_whose_store_cannot_be_opened_does_not_begin(tmp_path, autojump_clock):
+    async with serving() as service:
+        engine = stored_engine(service, open_store(tmp_path / "none" / "spool.sqlite"))
+        with pytest.raises(StoreUnusableError):
+            async with engine:
+                pass
+        assert [each async for each in engine.outcomes] == []
+
+
+async def test_a_cancelled_engine_closes_the_store_it_has_opened(tmp_path, autojump_clock):
+    opening = open_store(tmp_path / "spool.sqlite")
+    async with serving(stalls) as service:
+        with trio.CancelScope() as scope:
+            async with stored_engine(service, opening, grace=1) as engine:
+                await engine.submit(message("stall@x.test", id="one"))
+                while not engine.statistics().submitted:
+                    await trio.sleep(1)
+                scope.cancel()
+                await trio.sleep_forever()
+    assert "not open" in repr(opening)
+    async with opening as store:
+        assert await left_in(store) == [("stall@x.test", State.QUEUED, 0)]
 
 
 async def test_leases_of_the_dead_are_taken_over_at_once(autojump_clock):

@@ -82,7 +82,7 @@ class Engine:
 
     Attributes:
         outcomes: One `Outcome` for each recipient submitted, as each becomes known; with a store one
-            for each of its attempts, unless `QueueOptions` says otherwise.
+            for each of its attempts, unless `QueueOptions` says otherwise, once the store knows it.
         scheduler: Works the store, where there is one.
         events: What happens inside, for whoever subscribes.
     """
@@ -134,7 +134,8 @@ class Engine:
             hints: What is learned of hosts that is worth knowing next time; `None`: it is kept for
                 the life of this engine.  `engine.queue.hints.open_hints` keeps it in a file.
             max_in_flight: Recipients inside the engine, at least 1; `submit` waits beyond that.  Who
-                has an outcome is inside until it is read.
+                has an outcome is inside until it is read.  With a store `submit` does not wait: so
+                many are tried at a time, and nobody else while as many outcomes wait to be read.
             transcripts: Keep the SMTP dialogue of each outcome.
             veto: Asked before each connection with the peer and the name of its site; returns why
                 not to connect, or `None`.  A vetoed host is deferred with cause `event`, and the

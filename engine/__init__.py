@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from engine.queue.retry import RetryRules as RetryRules
     from engine.queue.retry import read_rules as read_rules
     from engine.queue.sqlite import open_store as open_store
-    from engine.queue.values import Submission as Submission
+    from engine.queue.submission import Submission as Submission
     from engine.report import events as events
     from engine.report.log import LogWriter as LogWriter
     from engine.report.statistics import Statistics as Statistics
@@ -70,7 +70,7 @@ _HOMES: Final = {
     "Policy": "engine.queue.decision",
     "RetryRules": "engine.queue.retry",
     "read_rules": "engine.queue.retry",
-    "Submission": "engine.queue.values",
+    "Submission": "engine.queue.submission",
     "from_binary": "engine.content",
     "from_octets": "engine.content",
     "from_text": "engine.content",

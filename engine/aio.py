@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from engine import content
 from engine import engine as native
+from engine.calls import Call
 from engine.errors import EngineClosedError, EngineFailedError
 from engine.guest import Guest, Tenant, find_guest, see_through
-from engine.hosted import Call, HostedEngine, takes_arguments_of
+from engine.hosted import HostedEngine
+from engine.signature import takes_arguments_of
 
 if TYPE_CHECKING:
     import os

@@ -21,8 +21,10 @@ import trio
 
 from engine import content
 from engine import engine as native
+from engine.calls import Call
 from engine.errors import EngineClosedError, EngineFailedError
-from engine.hosted import Call, HostedEngine, takes_arguments_of
+from engine.hosted import HostedEngine
+from engine.signature import takes_arguments_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from engine.outcome import Outcome
+    from engine.queue.entries import Entry, StoredMessage
     from engine.queue.retry import RetryRules
-    from engine.queue.values import Entry, StoredMessage
     from engine.report.bounce_rules import Entry as ReportEntry
     from engine.report.bounce_rules import Report
 

@@ -35,7 +35,8 @@ import trio
 
 from engine.bounce_facts import event_of, fate_of, progress_of, waited_since
 from engine.queue.errors import DuplicateIdError, StoreDamagedError, StoreError
-from engine.queue.values import Result, Submission
+from engine.queue.submission import Submission
+from engine.queue.values import Result
 from engine.report.bounce import MAX_HEADER_OCTETS, octets_needed, to_message
 from engine.report.bounce_original import is_automatic
 from engine.report.bounce_rules import Progress, due_kind, due_reports
@@ -45,9 +46,9 @@ if TYPE_CHECKING:
 
     from engine.message import Message, Recipient
     from engine.outcome import Outcome
+    from engine.queue.entries import StoredMessage
     from engine.queue.retry import RetryRules
     from engine.queue.store import Store
-    from engine.queue.values import StoredMessage
     from engine.report.bounce import BounceSettings
     from engine.report.bounce_rules import Report
 

@@ -3,30 +3,18 @@
 `engine.blocking` runs one in a thread, `engine.aio` in a guest run over asyncio's loop; the rules are
 here, once for both.  An outcome goes to whoever waits for its message (`send`), else to the stream
 that everybody may read.
-Not here: threads, loops, and how anybody waits outside Trio.
+Not here: threads, loops, how anybody waits outside Trio, and how a call keeps its promise
+(`engine.calls`).
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 import uuid
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
-from functools import update_wrapper
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Concatenate,
-    Final,
-    Generic,
-    NamedTuple,
-    ParamSpec,
-    Protocol,
-    TypeAlias,
-    TypeVar,
-)
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import trio
 
@@ -38,18 +26,17 @@ from engine.outcome import Status
 from engine.outcomes import Seats
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from contextvars import Context
 
     from engine.callout import Verification
+    from engine.calls import Call
     from engine.engine import Engine
     from engine.outcome import Outcome
 
 _log = logging.getLogger("engine")
 
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
-_T_contra = TypeVar("_T_contra", contravariant=True)
 
 _CLOSED: Final = "the engine is draining or closed, or was never opened"
 
@@ -81,62 +68,6 @@ class Collector(Protocol):
     def end(self) -> None:
         """Hear that the engine has ended, and that what is missing will never come."""
         ...
-
-
-class Promise(Protocol[_T_contra]):
-    """Where the result of a call goes; the futures of threads and of asyncio are such."""
-
-    def done(self) -> bool:
-        """Whether it has a result, or nobody wants one any more."""
-        ...
-
-    def set_result(self, result: _T_contra, /) -> None:
-        """Say what came of it."""
-        ...
-
-    def set_exception(self, error: BaseException, /) -> None:
-        """Say that it failed."""
-        ...
-
-
-class Call(Generic[_T]):
-    """A call from outside, on its way through a task of Trio's.
-
-    Attributes:
-        promise: Gets what comes of it, in any case and once.
-    """
-
-    def __init__(
-        self,
-        promise: Promise[_T],
-        function: Callable[..., Awaitable[_T]],
-        *arguments: object,
-    ) -> None:
-        self.promise = promise
-        self._function = function
-        self._arguments = arguments
-        self._scope = trio.CancelScope()
-
-    def cancel(self) -> None:
-        """Ask it to end soon; its promise is kept all the same.  Belongs to Trio's thread."""
-        self._scope.cancel()
-
-    def fail(self, error: Exception) -> None:
-        """Say that nothing will come of it, unless something has."""
-        if not self.promise.done():
-            self.promise.set_exception(error)
-
-    async def run(self, make_error: Callable[[], Exception]) -> None:
-        """Run it; a call that is cancelled, by whom ever, fails with the error made."""
-        try:
-            with self._scope:
-                await trio.lowlevel.checkpoint_if_cancelled()  # then it has not begun
-                self.promise.set_result(await self._function(*self._arguments))
-        except Exception as error:  # noqa: BLE001 - it is the caller's, and goes there
-            self.fail(error)
-        finally:
-            if not self.promise.done():
-                self.promise.set_exception(make_error())
 
 
 @dataclass(slots=True)
@@ -593,22 +524,3 @@ def _seconds(timeout: object) -> float:
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
         raise ValueError(f"timeout is {timeout!r}; allowed are seconds, 0 or more, and None")
     return timeout
-
-
-def takes_arguments_of(
-    constructor: Callable[Concatenate[Any, _P], None],
-) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, _P], None]]:
-    """Make a constructor show the arguments of another, for readers and type checkers.
-
-    So whatever an `Engine` can be given, one in a thread or over a loop can be given too.
-    """
-
-    def decorate(own: Callable[..., None]) -> Callable[Concatenate[Any, _P], None]:
-        def make(self: Any, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
-            own(self, *args, **kwargs)
-
-        update_wrapper(make, own)
-        vars(make)["__signature__"] = inspect.signature(constructor)
-        return make
-
-    return decorate

@@ -1,7 +1,8 @@
 """What single settings may be: the types of their values, each with its check.  Knows no I/O.
 
 Taken by `engine.settings`, which gives them names, defaults and meaning.
-Not here: the words of a choice (`engine.choices`), and what a setting does.
+Not here: the words of a choice (`engine.choices`), proxies (`engine.setting_proxy`), and what a
+setting does.
 
 A value is checked where it enters and never changed in silence: `"yes"` is no boolean and `"5"` no
 number.  An error says what was found and what is allowed, except where that could show a secret.
@@ -12,11 +13,9 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import PurePath
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, Self, TypedDict, get_args
-from urllib.parse import unquote, urlsplit
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -38,7 +37,7 @@ from engine.units import DURATION_ALLOWED, parse_duration
 
 
 def refusal(found: str, allowed: str) -> PydanticCustomError:
-    """Make the error of a value; neither part may hold a secret."""
+    """Make the error that refuses a value; neither part may hold a secret."""
     facts = {"found": found, "allowed": allowed}
     return PydanticCustomError("setting", "found {found}; allowed {allowed}", facts)
 
@@ -46,17 +45,19 @@ def refusal(found: str, allowed: str) -> PydanticCustomError:
 # ---- what single values may be ------------------------------------------------------------------
 
 _LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_DOMAIN: Final = re.compile(rf"(?=.{{1,255}}\Z){_LABEL}(?:\.{_LABEL})*\Z")
+#: A domain name of letters, digits, `-` and `_`.
+DOMAIN: Final = re.compile(rf"(?=.{{1,255}}\Z){_LABEL}(?:\.{_LABEL})*\Z")
 _SERVICE: Final = re.compile(r"[A-Za-z][A-Za-z0-9._+-]{0,63}")
 _PRINTABLE: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
-_MAILBOX: Final = re.compile(r"[^\x00-\x20\x7f-\x9f\ud800-\udfff<>]+")
+#: What has no space, no control character and no angle bracket; mailboxes and URLs are such.
+MAILBOX: Final = re.compile(r"[^\x00-\x20\x7f-\x9f\ud800-\udfff<>]+")
 
 _PORT_ALLOWED: Final = "a number from 1 to 65535 or the name of a TCP service"
-#: Words that say "without" for a setting whose values are no plain words themselves.
 _OFF: Final = ("", "off", "none")
 
 
-def _is_off(value: object) -> bool:
+def is_off(value: object) -> bool:
+    """Whether a value says "without" for a setting whose values are no plain words themselves."""
     return value is None or value is False or (isinstance(value, str) and value in _OFF)
 
 
@@ -155,6 +156,11 @@ def ip_text(text: object) -> str | None:
         return None
 
 
+#: What a program may give in place of addresses to connect from: a function of a host's name and an
+#: `engine.message.Message` that returns them.  It must not wait.
+InterfaceFunction = Callable[[str, Any], Sequence[str]]
+
+
 def _interface(value: object) -> tuple[str, ...] | InterfaceFunction:
     if callable(value):
         return value
@@ -170,7 +176,7 @@ def _interface(value: object) -> tuple[str, ...] | InterfaceFunction:
 def _helo_name(value: object) -> str:
     if isinstance(value, str):
         literal = re.fullmatch(r"\[(?:(?i:IPv6:)(.*:.*)|([0-9.]+))\]", value)
-        known = ip_text(literal[1] or literal[2]) is not None if literal else _DOMAIN.match(value)
+        known = ip_text(literal[1] or literal[2]) is not None if literal else DOMAIN.match(value)
         if known and "%" not in value:
             return value
     raise refusal(
@@ -201,7 +207,7 @@ _NUMBER: Final = re.compile(r"(0[xX][0-9A-Fa-f]{1,4})|0([0-7]{1,4})|(0|[1-9][0-9
 
 
 def _dscp(value: object) -> int | str | None:
-    if _is_off(value):
+    if is_off(value):
         return None
     if isinstance(value, str) and value in DSCP_NAMES:
         return value
@@ -220,152 +226,7 @@ def _stream_depth(value: object) -> int | str:
     raise refusal(show(value), '"auto", or a whole number, 1 or more')
 
 
-# ---- values that hold secrets -------------------------------------------------------------------
-
-_PROXY_ALLOWED: Final = (
-    '"socks5://[user:pass@]host[:port]" or "haproxy://host[:port]", perhaps followed by '
-    '"?priority=2&weight=3&timeout=5s" (numbers up to 65535): one, or a list'
-)
-# A PROXY-protocol relay has no port of its own that the world agreed on: it stands in for port 25.
-_PROXY_PORTS: Final = {"socks5": 1080, "haproxy": 25}
-_MOST_CHOICE: Final = 65535
-_DIGITS: Final = re.compile(r"[0-9]{1,5}")
-
-
-@dataclass(frozen=True, slots=True)
-class Proxy:
-    """Where connections go through.
-
-    Attributes:
-        scheme: `socks5` (RFC 1928 §3) or `haproxy` (the PROXY protocol).
-        host: Name or IP address, without brackets.
-        port: TCP port.
-        username: For RFC 1929 §2, or `None`.
-        password: The same; never shown.
-        priority: The higher is tried first, as in Exim.
-        weight: How often it is chosen among those of its priority, in proportion.
-        timeout: Seconds until it is given up for the next one, the handshake not counted.  Exim 5s.
-        name: `scheme://host:port`, for a person.
-    """
-
-    scheme: str
-    host: str
-    port: int
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    priority: int = 1
-    weight: int = 1
-    timeout: float = 5.0
-    name: str = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        object.__setattr__(self, "name", f"{self.scheme}://{host}:{self.port}")
-
-    @classmethod
-    def parse(cls, url: str) -> Self:
-        """Read a proxy URL.
-
-        Raises:
-            ValueError: It breaks the form; the text says where and quotes nothing of it, for a
-                password may stand anywhere in a URL with a slip in it.
-        """
-        if not _MAILBOX.fullmatch(url):
-            raise ValueError("a proxy URL with a space, a control character or < >")
-        scheme, _, rest = url.partition("://")
-        if scheme not in _PROXY_PORTS or not rest:
-            raise ValueError("a proxy URL of an unknown scheme")
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError:
-            raise ValueError("a proxy URL with a host or port that cannot be read") from None
-        if parts.path not in {"", "/"} or "#" in url or port == 0:
-            raise ValueError("a proxy URL with more than a host and a port from 1 to 65535")
-        host = parts.hostname or ""
-        if not (_DOMAIN.match(host) or ip_text(host)):
-            raise ValueError("a proxy URL without a proper host")
-        username, password = _credentials(scheme, parts.username, parts.password)
-        port = port or _PROXY_PORTS[scheme]
-        return cls(scheme, host, port, username, password, **_choice(parts.query))
-
-    def __str__(self) -> str:
-        if self.username is None:
-            return self.name
-        return self.name.replace("://", f"://{self.username}:***@", 1)
-
-
-class _Choice(TypedDict, total=False):
-    """What a proxy URL may say of how the proxy is chosen."""
-
-    priority: int
-    weight: int
-    timeout: float
-
-
-def _choice(query: str) -> _Choice:
-    chosen: _Choice = {}
-    for item in query.split("&") if query else ():
-        name, _, value = item.partition("=")
-        if name in chosen:
-            raise ValueError("a proxy URL that says one thing twice")
-        if name == "priority":
-            chosen["priority"] = _small(value, 0)
-        elif name == "weight":
-            chosen["weight"] = _small(value, 1)
-        elif name == "timeout":
-            chosen["timeout"] = _patience(value)
-        else:
-            raise ValueError("a proxy URL with an unknown word behind the question mark")
-    return chosen
-
-
-def _patience(text: str) -> float:
-    try:
-        return parse_duration(int(text) if _DIGITS.fullmatch(text) else text)
-    except ValueError:
-        raise ValueError("a proxy URL with a timeout that is no duration") from None
-
-
-def _small(text: str, least: int) -> int:
-    number = int(text) if _DIGITS.fullmatch(text) else -1
-    if not least <= number <= _MOST_CHOICE:
-        raise ValueError("a proxy URL with a priority or weight out of range")
-    return number
-
-
-def _credentials(
-    scheme: str, username: str | None, password: str | None
-) -> tuple[str | None, str | None]:
-    if username is None:
-        return None, None
-    if scheme != "socks5":
-        raise ValueError("a proxy URL with a user, which only socks5 knows")
-    pair = unquote(username), unquote(password or "")
-    # RFC 1929 §2: each has a length octet, and a length of 0 is not provided for.
-    if not all(1 <= len(text.encode()) <= 255 for text in pair):
-        raise ValueError("a proxy URL with a user or password not of 1 to 255 octets")
-    return pair
-
-
-def _proxies(value: object) -> tuple[Proxy, ...]:
-    if _is_off(value):
-        return ()
-    items = [value] if isinstance(value, str | Proxy) else value
-    if not isinstance(items, list | tuple):
-        raise refusal(f"a value of type {type(value).__name__}", _PROXY_ALLOWED)
-    return tuple(map(_proxy, items))
-
-
-def _proxy(item: object) -> Proxy:
-    if isinstance(item, Proxy):
-        return item
-    if not isinstance(item, str):
-        raise refusal(f"an item of type {type(item).__name__}", _PROXY_ALLOWED)
-    try:
-        return Proxy.parse(item)
-    except ValueError as error:
-        raise refusal(str(error), _PROXY_ALLOWED) from None
+# ---- the table of secrets ------------------------------------------------------------------------
 
 
 def _password(value: object) -> SecretStr:
@@ -377,9 +238,6 @@ def _password(value: object) -> SecretStr:
     return secret
 
 
-#: What a program may give in place of addresses to connect from: a function of a host's name and an
-#: `engine.message.Message` that returns them.  It must not wait.
-InterfaceFunction = Callable[[str, Any], Sequence[str]]
 #: What a program may give in place of a command that prints a token: an asynchronous function that
 #: returns one.
 TokenFunction = Callable[[], Awaitable[str]]
@@ -473,7 +331,7 @@ class Auth(BaseModel):
 
 
 def _auth(value: object) -> object:
-    if _is_off(value):
+    if is_off(value):
         return None
     if not isinstance(value, Mapping | Auth):
         raise refusal(f"a value of type {type(value).__name__}", 'a table, or "off"')
@@ -497,11 +355,11 @@ Limit = Annotated[int, _whole(1)]
 #: The name of a file, or `None`; from Python also a `Path`.
 FileName = Annotated[str | None, _optional(_file_name)]
 #: A domain name, or `None`.
-DomainName = Annotated[str | None, _optional(_text(_DOMAIN, "a domain name"))]
+DomainName = Annotated[str | None, _optional(_text(DOMAIN, "a domain name"))]
 #: A domain name or an address literal (RFC 5321 §4.1.3), or `None`.
 HeloName = Annotated[str | None, _optional(_helo_name)]
 #: A mailbox without angle brackets, or `None`.
-Mailbox = Annotated[str | None, _optional(_text(_MAILBOX, "a mailbox without angle brackets"))]
+Mailbox = Annotated[str | None, _optional(_text(MAILBOX, "a mailbox without angle brackets"))]
 #: Cipher names in OpenSSL's notation, or `None`.
 CipherList = Annotated[str | None, _optional(_text(_PRINTABLE, "a cipher list"))]
 #: IP addresses of this host, in the usual text form, or what chooses them.
@@ -512,11 +370,5 @@ Port = Annotated[int | str | None, _optional(_port)]
 Dscp = Annotated[int | str | None, PlainValidator(_dscp)]
 #: `auto`, or a whole number, 1 or more.
 StreamDepth = Annotated[int | Literal["auto"], PlainValidator(_stream_depth)]
-#: Proxies, as values or URLs; without their passwords where settings are dumped.
-Proxies = Annotated[
-    tuple[Proxy, ...],
-    PlainValidator(_proxies),
-    PlainSerializer(lambda proxies: tuple(map(str, proxies))),
-]
 #: An `auth` table, or `None`.
 AuthTable = Annotated[Auth | None, BeforeValidator(_auth)]

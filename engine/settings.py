@@ -1,8 +1,9 @@
 """The settings: one flat set of names, with their defaults.  Knows no I/O.
 
 The configuration file, `--set` and programs that embed the engine all make the same `Settings`.
-Not here: what a value may be (`engine.setting_types`), which settings hold for a host
-(`engine.paths`), files and their line numbers (`engine.worker.config`), and what a setting does.
+Not here: what a value may be (`engine.setting_types`, `engine.setting_proxy`), which settings hold
+for a host (`engine.paths`), files and their line numbers (`engine.worker.config`), and what a
+setting does.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from engine.choices import (
     TlsLevel,
     TlsVersion,
 )
+from engine.setting_proxy import Proxies  # noqa: TC001 - read when the class is made
 from engine.setting_types import (
     Auth,
     AuthTable,
@@ -45,7 +47,6 @@ from engine.setting_types import (
     Limit,
     Mailbox,
     Port,
-    Proxies,
     Seconds,
     StreamDepth,
     Whole,

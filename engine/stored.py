@@ -22,8 +22,8 @@ from engine.errors import EngineClosedError
 from engine.outcomes import CLOSED, Outcomes
 from engine.queue.decision import Policy
 from engine.queue.scheduler import DEFAULT_REMEMBER, DEFAULT_SITE_SEATS, Scheduler
+from engine.queue.submission import Submission
 from engine.queue.unopened import UnopenedStore
-from engine.queue.values import Submission
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

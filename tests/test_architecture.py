@@ -35,6 +35,7 @@ VALUES = {
     "paths",
     "route",
     "security",
+    "setting_proxy",
     "setting_types",
     "settings",
     "showing",
@@ -94,7 +95,7 @@ ROOM_OF = dict.fromkeys(
     ),
     "engine",
 )
-ROOM_OF |= dict.fromkeys(("aio", "blocking", "guest", "hosted"), "embedding")
+ROOM_OF |= dict.fromkeys(("aio", "blocking", "calls", "guest", "hosted", "signature"), "embedding")
 ROOM_OF["__main__"] = "worker"
 
 IO_MODULES = {"trio", "socket", "ssl", "select", "selectors", "threading", "sqlite3", "subprocess"}

@@ -8,15 +8,9 @@ import pytest
 from engine.bounce_facts import event_of, fate_of, progress_of, waited_since
 from engine.outcome import Status
 from engine.queue.decision import expired, record_of
+from engine.queue.entries import Entry, StoredMessage
 from engine.queue.retry import RetryRules, read_rules
-from engine.queue.values import (
-    Entry,
-    LeasedMessage,
-    LeasedRecipient,
-    Result,
-    State,
-    StoredMessage,
-)
+from engine.queue.values import LeasedMessage, LeasedRecipient, Result, State
 from engine.report.bounce_rules import Fate, due_reports
 from tests.queue.mail import START, mail, outcome
 

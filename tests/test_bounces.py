@@ -27,7 +27,8 @@ from engine.queue.errors import StoreFullError
 from engine.queue.memory import MemoryStore
 from engine.queue.retry import read_rules
 from engine.queue.sqlite import open_store
-from engine.queue.values import Action, Result, Selection, State, Submission
+from engine.queue.submission import Submission
+from engine.queue.values import Action, Result, Selection, State
 from engine.report.bounce import BounceSettings
 from engine.smtp.stages import Stage
 from engine.stored import QueueOptions

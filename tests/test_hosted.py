@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -13,9 +12,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from engine import aio, blocking
-from engine import engine as native
-from engine.errors import ConfigError, EngineClosedError, EngineFailedError, SubmitError
-from engine.hosted import Call, HostedEngine, Told
+from engine.calls import Call
+from engine.errors import EngineClosedError, EngineFailedError, SubmitError
+from engine.hosted import HostedEngine, Told
 from engine.outcome import Status
 from engine.queue.decision import Policy
 from engine.queue.errors import StoreUnusableError
@@ -543,12 +542,3 @@ async def test_what_a_message_starts_does_not_keep_its_callers_context(autojump_
         await trio.sleep(1)
     assert future.done()
     assert found == ["none"]
-
-
-@pytest.mark.parametrize("constructor", [blocking.Engine, aio.Engine])
-def test_a_hosted_engine_takes_whatever_an_engine_takes(constructor: type):
-    assert inspect.signature(constructor) == inspect.signature(native.Engine)
-    with pytest.raises(ConfigError):
-        constructor(routes=[("no good pattern", [])])
-    with pytest.raises(TypeError, match="bogus"):
-        constructor(bogus=1)

@@ -17,7 +17,8 @@ from engine.queue.hints import MemoryHints
 from engine.queue.memory import MemoryStore
 from engine.queue.retry import read_rules
 from engine.queue.sqlite import open_store
-from engine.queue.values import State, Submission
+from engine.queue.submission import Submission
+from engine.queue.values import State
 from engine.report.events import MessageSubmitted
 from engine.stored import QueueOptions, unique_name
 from tests.delivery.helpers import (

@@ -49,6 +49,7 @@ class Carriage(NamedTuple):
 
 #: Makes a named tuple of all its fields in half the time that calling its class takes.
 _new: Final = tuple.__new__
+_DELIVERED: Final = Status.DELIVERED
 _NO_CARRIAGE: Final = Carriage()
 
 
@@ -171,7 +172,7 @@ class Attempt:
                 transcript,
             ),
         )
-        if status is not Status.DELIVERED and verdict.may_go_on:
+        if status is not _DELIVERED and verdict.may_go_on:
             if self._asked_here is None:
                 self._asked_here = set()
             self._asked_here.add(index)

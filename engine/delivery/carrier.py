@@ -12,23 +12,19 @@ from collections import deque
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-import trio
-
-from engine.content import MemoryContent
 from engine.delivery.envelope import build, not_convertible, refuse
 from engine.delivery.session_terms import SessionLost
+from engine.delivery.seven_bit import in_seven_bit
 from engine.delivery.streaming import FEW_RECIPIENTS, MOST, MOST_OCTETS
 from engine.delivery.transaction import Due, Transaction
-from engine.delivery.verdict import ours
+from engine.delivery.verdict import dismissed, ours
 from engine.errors import EngineError
 from engine.outcome import Cause, Scope, Status
 from engine.report import events
 from engine.security import TlsLevel
 from engine.smtp.command import ENDS_OF_CONTENT, QUIT, RSET, Kind
 from engine.smtp.connection import Answered
-from engine.smtp.content import scan
 from engine.smtp.errors import ContentError, NotConvertibleError
-from engine.smtp.mime import to_seven_bit
 from engine.smtp.stages import Stage
 
 if TYPE_CHECKING:
@@ -42,10 +38,6 @@ if TYPE_CHECKING:
     from engine.smtp.command import Command
     from engine.smtp.connection import Run
 
-#: Contents up to this size are converted on the spot: about a millisecond.
-_QUICK_OCTETS: Final = 32 * 1024
-#: Larger ones are not converted: they would have to be held in memory.
-_MOST_CONVERTED: Final = 64 * 1024 * 1024
 #: What reading a content may raise: files, their octets, and stores do.
 _NOT_READ: Final = (OSError, ContentError, EngineError)
 #: The parameter of RFC 1870 §4.
@@ -128,6 +120,9 @@ class _Flight(Transaction):
     prdr = False
 
 
+# Every message asks for these; in Python 3.11 a member of an enum is found ten times as slowly as a name.
+_CONTENT, _NOTHING = Due.CONTENT, Due.NOTHING
+
 _NOBODY: Final[frozenset[int]] = frozenset()
 
 
@@ -177,7 +172,7 @@ class Carrier:
                 if self._todo or not self._may_go_on or not await self._wait_for_work():
                     break
                 continue
-            if flying[0].due is Due.CONTENT:
+            if flying[0].due is _CONTENT:
                 await self._send_content(flying[0])
                 continue
             run = await session.hear()
@@ -318,7 +313,7 @@ class Carrier:
         if content.facts.is_8bit and not host.agreed.takes(content.facts):
             self._is_up_to_date = False
             try:
-                content = await _in_seven_bit(content)
+                content = await in_seven_bit(content)
             except NotConvertibleError as error:
                 problem = not_convertible(str(error), host.peer)
             except _NOT_READ as error:
@@ -504,7 +499,7 @@ class Carrier:
                 place, commands = flight.hear_run(run, place)
                 if commands:
                     self._say(flight, commands)
-                if flight.due is Due.NOTHING:
+                if flight.due is _NOTHING:
                     flying.popleft()
                     self._land(flight)
             if not run.is_smooth and run.replies[place - 1].code == 421:
@@ -516,6 +511,7 @@ class Carrier:
 
     def _close(self, answer: Answered) -> None:
         """Account for a 421 to everything that is in flight."""
+        self._host.dismissal = dismissed(answer.reply, self._host.peer)
         while self._flying:
             flight = self._flying.popleft()
             flight.close(answer)
@@ -618,6 +614,11 @@ class Carrier:
         session, is_oldest = self._session, True
         uses_chunking = self._host.agreed.manner.chunking
         ending = session.loss or SessionLost(Cause.CLOSED, None)
+        is_wordless = all(
+            flight.last_answered is None and not flight.content for flight in self._flying
+        )
+        if ending.reply is not None or (ending.cause is Cause.CLOSED and is_wordless):
+            self._host.dismissal = dismissed(ending.reply, self._host.peer)
         while self._flying:
             flight = self._flying.popleft()
             attempt = flight.job.attempt
@@ -724,28 +725,3 @@ def _pieces(places: Sequence[int], most: int) -> list[Sequence[int]]:
 def _unreadable(error: Exception) -> Verdict:
     text = f"the content could not be read: {error}"
     return ours(Status.DEFERRED, Cause.IO, Stage.CONTENT, text)
-
-
-async def _in_seven_bit(content: Content) -> Content:
-    """Convert a content for a host without 8BITMIME (RFC 6152 §3).
-
-    Raises:
-        NotConvertibleError: It must stay as it is, or is too large.
-        ContentError: It changed since it was submitted.
-        OSError: It cannot be read.
-    """
-    octets = content.octets
-    if octets is None:
-        if content.facts.octets > _MOST_CONVERTED:
-            raise NotConvertibleError(f"more than {_MOST_CONVERTED} octets")
-        async with aclosing(content.chunks()) as chunks:
-            octets = b"".join([chunk async for chunk in chunks])
-    is_binary = content.facts.is_binary
-    if len(octets) <= _QUICK_OCTETS:
-        return _convert(octets, is_binary)
-    return await trio.to_thread.run_sync(_convert, octets, is_binary)
-
-
-def _convert(octets: bytes, is_binary: bool) -> MemoryContent:
-    converted = to_seven_bit(octets, is_binary=is_binary)
-    return MemoryContent(converted, scan(converted))

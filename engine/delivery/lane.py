@@ -75,9 +75,10 @@ class Line:
     Attributes:
         candidate: Where it leads.
         lane: Which lane it was opened for.
+        has_served: Whether the host has answered for mail over it, and went on.
     """
 
-    __slots__ = ("_agrees", "_others", "_suits", "candidate", "lane")
+    __slots__ = ("_agrees", "_others", "_suits", "candidate", "has_served", "lane")
 
     def __init__(
         self,
@@ -98,6 +99,7 @@ class Line:
         """
         self.candidate = candidate
         self.lane = lane
+        self.has_served = False
         self._suits = suits
         self._agrees = agrees
         self._others: dict[Lane, bool] = {}

@@ -415,7 +415,7 @@ class SitePool:
         """Leave a host alone for a while if all our mail to it would meet with the same, or wait.
 
         It refused what all mail has in common, it accepts connections and then says nothing, or it
-        has turned several away in a row.
+        has turned several away in a row: at once, or before it took any mail.
         """
         if verdict.scope is Scope.SOURCE:
             self.rest(candidate, verdict)
@@ -424,9 +424,13 @@ class SitePool:
         elif verdict.cause is Cause.TIMEOUT and verdict.stage.is_setup:
             self.rest(candidate, verdict)
         elif verdict.stage in (Stage.GREETING, Stage.HELLO) and verdict.cause is not Cause.EVENT:
-            self._turned_away[candidate] += 1
-            if self._turned_away[candidate] >= _KNOCKS:
-                self.rest(candidate, verdict)
+            self._turn_away(candidate, verdict)
+
+    def _turn_away(self, candidate: Candidate, verdict: Verdict) -> None:
+        """Count a connection of which the host took no mail, and leave it alone after some."""
+        self._turned_away[candidate] += 1
+        if self._turned_away[candidate] >= _KNOCKS:
+            self.rest(candidate, verdict)
 
     def spare(self, candidate: Candidate, task: DeliveryTask, cause: Cause) -> bool:
         """Account for a connection that a host did not give a task, if there are others to it.
@@ -506,11 +510,23 @@ class SitePool:
     def opened(self, line: Line) -> None:
         """Account for a connection that can carry mail."""
         self._lines.add(line)
-        del self._turned_away[line.candidate]
 
-    def closed(self, line: Line) -> None:
-        """Account for one that cannot any more."""
+    def closed(self, line: Line, dismissal: Verdict | None = None) -> None:
+        """Account for one that cannot any more.
+
+        Args:
+            line: It.
+            dismissal: What it means for other mail that the host has ended the session, if it has.
+        """
         self._lines.discard(line)
+        candidate = line.candidate
+        if line.has_served or dismissal is None:
+            del self._turned_away[candidate]
+        elif any(other.has_served and other.candidate == candidate for other in self._lines):
+            # Mail flows over those that it has, and it takes no more of them.
+            self._full_until = trio.current_time() + _REST
+        else:
+            self._turn_away(candidate, dismissal)
 
     def peer_of(self, candidate: Candidate) -> Peer:
         """Return a candidate as it is named where there is no connection to it."""

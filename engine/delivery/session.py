@@ -6,11 +6,11 @@ arrives, pairs each reply with the command it answers, and puts runs of them on 
 So a server that answers slowly cannot deadlock a long list of recipients, and a refusal is seen
 while content is still being written.  Both channels are bounded.
 
-A task switch costs more than a reply.  So whoever is awake lends a hand: a window that the kernel
-takes at once is written by whoever put it on the channel, and while the conversation waits for
-replies it reads for itself.  The writer task writes what the kernel would not take; the reader task
-reads while the conversation is `listening` for something else too, and keeps the one deadline that
-a whole reply has, however it drips.  What a peer may do raises in neither: it ends the session, and
+A task switch costs more than a reply.  So whoever is awake lends a hand, and what is handed over on
+the spot needs no channel: a window goes straight to the kernel while the writer has nothing to do,
+and while the conversation waits for replies it reads for itself.  The writer task writes what the
+kernel would not take, and all behind it; the reader task reads while the conversation is `listening`
+for something else too, and keeps the one deadline that a whole reply has, however it drips.  What a peer may do raises in neither: it ends the session, and
 the conversation learns how from `SessionLost`.
 
 With early pipelining we speak first, so the connection is made when the first window is sent, with
@@ -206,7 +206,7 @@ class Session:
         return reply.without(self._secrets) if self._secrets else reply
 
     async def send(self, *window: Command) -> None:
-        """Put a window on the commands channel.
+        """Write a window, or put it on the commands channel for the writer that is still busy.
 
         It is on its way to the kernel when this returns, unless the peer takes octets more slowly
         than we make them; then this waits as long as the channel is full.  Never raises for what a

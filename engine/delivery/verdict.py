@@ -96,6 +96,7 @@ class Verdict(NamedTuple):
         return self._replace(status=Status.DEFERRED, is_here_only=False)
 
 
+_ACCEPTED: Final = (Status.DELIVERED, Stage.FINAL, Cause.REPLY)
 #: Makes a named tuple of all its fields in half the time that calling its class takes.
 _new: Final = tuple.__new__
 
@@ -175,8 +176,27 @@ _SCOPES: Final[Mapping[Stage, Scope]] = {
 def delivered(reply: Reply, peer: Peer) -> Verdict:
     """Return the verdict on a recipient whose content was accepted (RFC 5321 §4.2.5)."""
     text = f"accepted by {peer.text}: {reply.text}"
-    facts = Status.DELIVERED, Stage.FINAL, Cause.REPLY, text, None, reply, reply.enhanced, False
+    facts = (*_ACCEPTED, text, None, reply, reply.enhanced, False)
     return _new(Verdict, facts)
+
+
+def dismissed(reply: Reply | None, peer: Peer) -> Verdict:
+    """Return the verdict on mail for a host that ends sessions before it takes any mail.
+
+    Args:
+        reply: Its 421 (RFC 5321 §3.8); `None`: it hung up.
+        peer: The host.
+    """
+    problem = f"{peer} ends sessions before it takes any mail"
+    if reply is None:
+        enhanced = _ENHANCED[Cause.CLOSED]
+        return Verdict(
+            Status.DEFERRED, Stage.MAIL, Cause.CLOSED, problem, Scope.HOST, None, enhanced
+        )
+    text = f"{problem}: {reply.text}"
+    return Verdict(
+        Status.DEFERRED, Stage.MAIL, Cause.REPLY, text, Scope.HOST, reply, reply.enhanced
+    )
 
 
 def accepted(reply: Reply, peer: Peer) -> Verdict:

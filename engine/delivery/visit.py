@@ -153,7 +153,7 @@ class Visit:
             try:
                 await carrier.run()
             finally:
-                pool.closed(self._way.line)
+                pool.closed(self._way.line, host.dismissal)
         elif not self._is_retried(host):
             pool.arrived(task)
             self._refused(host, refusal)
@@ -298,6 +298,9 @@ class Visit:
     def done(self, attempt: Attempt) -> None:
         """Give what is not settled back to the pool."""
         del self._task.in_hand[attempt]
+        line = self._way.line
+        if not line.has_served and self._session is not None:
+            line.has_served = self._session.is_usable
         if attempt.waiting:
             if attempt.returns and attempt.unasked:
                 attempt.redo = self._way.candidate

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from engine.net.options import ConnectOptions
     from engine.net.proxy import Dialogue
     from engine.net.proxy_choice import ProxyMemory
-    from engine.setting_types import Proxy
+    from engine.setting_proxy import Proxy
 
 
 class Way(NamedTuple):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from engine.choices import FastOpenMode
-    from engine.setting_types import Proxy
+    from engine.setting_proxy import Proxy
 
 #: Arguments of `setsockopt`: level, option, value.
 SocketOption: TypeAlias = "tuple[int, int, int]"

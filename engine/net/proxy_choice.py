@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from engine.hints import Hints
-    from engine.setting_types import Proxy
+    from engine.setting_proxy import Proxy
 
 _KIND: Final = "proxy"
 #: How long a proxy that could not be connected to is the last to be tried.

@@ -8,6 +8,7 @@ Not here: what the statements mean.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -51,6 +52,9 @@ _CHECKPOINT_PAGES: Final = 4000
 _BUSY_PAUSE: Final = 0.01
 #: Below this an unexplained I/O error is a full disk.
 _FULL_OCTETS: Final = 1024 * 1024
+
+#: What octets that are no UTF-8 are decoded as.
+_SPOILED: Final = re.compile("[\udc80-\udcff]")
 
 _MIGRATION: Final = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 
@@ -114,8 +118,21 @@ class Database:
 
     def rows(self, name: str, /, **bindings: Any) -> list[Any]:
         """Run a statement that returns one JSON array, and return its items."""
-        for (text,) in self._connection.execute(self._statements[name], bindings):
-            found: list[Any] = from_json(text, cache_strings="none")
+        try:
+            for (text,) in self._connection.execute(self._statements[name], bindings):
+                found: list[Any] = from_json(text, cache_strings="none")
+                return found
+        except UnicodeDecodeError:
+            return self._rows_with_spoiled_text(name, bindings)
+        return []
+
+    def _rows_with_spoiled_text(self, name: str, bindings: Mapping[str, Any]) -> list[Any]:
+        """Return rows of which some text is no UTF-8: one of them must not hide all others."""
+        statement = f"select cast(({self._statements[name]}) as blob)"
+        for (octets,) in self._connection.execute(statement, bindings):
+            text = octets.decode("utf-8", "surrogateescape")
+            # No address may hold that, so nothing is delivered to what is left of one.
+            found: list[Any] = json.loads(_SPOILED.sub("\x7f", text))
             return found
         return []
 
@@ -322,7 +339,8 @@ def _prepare(connection: apsw.Connection, path: Path, *, is_read_only: bool) -> 
     if is_read_only:
         if version != newest:
             raise StoreVersionError(
-                f"{path}: its schema is {version or 'none'}; to be read only it must be {newest}"
+                f"{path}: its schema is {version or 'none'}; to be read only it must be {newest}: "
+                "the worker brings it up to date when it starts, and so does what changes the queue"
             )
         return
     if version == 0:
@@ -396,7 +414,7 @@ def _migrate(connection: apsw.Connection, version: int) -> None:
 
 def translate(error: Exception, path: Path) -> Exception:
     """Return what an error of SQLite means to whoever uses the store; others are what they are."""
-    if not isinstance(error, apsw.Error):
+    if not isinstance(error, apsw.Error | UnicodeDecodeError):
         return error
     text = f"{path}: {error}"
     if isinstance(error, apsw.FullError):
@@ -405,7 +423,7 @@ def translate(error: Exception, path: Path) -> Exception:
         return StoreReadOnlyError(f"{path}: it must not be written to ({error})")
     if isinstance(error, apsw.NotADBError):
         return StoreDamagedError(f"{path}: it is no store, or its beginning is damaged")
-    if isinstance(error, apsw.CorruptError | apsw.FormatError):
+    if isinstance(error, apsw.CorruptError | apsw.FormatError | UnicodeDecodeError):
         return StoreDamagedError(f"{path}: it is damaged ({error})")
     # ProtocolError: behind a crash SQLite itself has waited for ten seconds.
     if isinstance(error, apsw.BusyError | apsw.LockedError | apsw.ProtocolError):

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, assert_never
 
 from engine.outcome import Cause, Outcome, Scope, Status
 from engine.queue.retry import GiveUp, History, RetryAt, RetryRules, decide
-from engine.queue.values import Result, Settlement
+from engine.queue.values import Action, Result, Settlement
 from engine.smtp.stages import Stage
 from engine.smtp.status import EnhancedStatusCode
 from engine.units import timestamp
 
 if TYPE_CHECKING:
     from engine.message import Message, Recipient
-    from engine.queue.values import LeasedMessage, LeasedRecipient
+    from engine.queue.values import LeasedMessage, LeasedRecipient, Removal
 
 #: Characters of a last outcome in the store; a hostile server may answer with much more.
 _MAX_RECORD: Final = 8192
@@ -206,6 +206,25 @@ def doubtful(message: LeasedMessage, index: int) -> Outcome:
         cause=Cause.INTERNAL,
         text="the worker stopped when the content had gone out, or was about to, and no reply to "
         "it had come: it may have been delivered",
+    )
+
+
+def removed(removal: Removal) -> Outcome:
+    """Return the outcome of a recipient whom a person took out of the queue: no attempt made it."""
+    if removal.action is Action.PURGE:
+        text = "deleted by hand, and nobody is told"
+    elif removal.reason in ("", Action.CANCEL.reason):
+        text = Action.CANCEL.reason
+    else:
+        text = f"{Action.CANCEL.reason}: {removal.reason}"
+    return Outcome(
+        message=removal.message,
+        recipient=removal.recipient,
+        status=Status.FAILED,
+        scope=Scope.LOCAL,
+        stage=Stage.POLICY,
+        cause=Cause.CANCELLED,
+        text=text,
     )
 
 

@@ -14,8 +14,8 @@ from engine.queue.errors import StoreDamagedError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from engine.queue.entries import StoredMessage
     from engine.queue.store import Store
-    from engine.queue.values import StoredMessage
 
 #: Messages read at a time, contents and all.
 _AT_ONCE: Final = 50

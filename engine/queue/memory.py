@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from engine.content import MemoryContent
+from engine.queue.entries import Backlog, Counts, Delayed, Page, StoredMessage
 from engine.queue.errors import DuplicateIdError, LeaseLostError
 from engine.queue.memory_lanes import LaneKey, Lanes, Waiting
 from engine.queue.memory_records import (
@@ -28,23 +29,20 @@ from engine.queue.memory_records import (
     rounded,
 )
 from engine.queue.store import DEFAULT_OVERDUE, Store
+from engine.queue.submission import Accepted
 from engine.queue.values import (
     CUT_SHORT,
     EVERYBODY,
-    Accepted,
     Action,
-    Backlog,
-    Counts,
-    Delayed,
     Lease,
     Owner,
-    Page,
     Recovered,
+    Removal,
     Result,
     Selection,
     SiteState,
     State,
-    StoredMessage,
+    check_reason,
     check_weight,
 )
 from engine.queue.values import to_milliseconds as ms
@@ -53,7 +51,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
     from engine.message import Message
-    from engine.queue.values import Entry, Settlement, Submission
+    from engine.queue.entries import Entry
+    from engine.queue.submission import Submission
+    from engine.queue.values import Settlement
 
 _EXPIRED_AT_ONCE: Final = 100
 
@@ -73,6 +73,8 @@ class MemoryStore(Store):
         self._timed: dict[int, KeptRecipient] = {}
         self._out: dict[int, KeptRecipient] = {}
         self._finished: deque[KeptMessage] = deque()
+        self._removals: dict[int, Removal] = {}
+        self._last_removal = 0
         self._domains: dict[str, str] = {}
         self._leases: dict[int, tuple[str, int]] = {}
         self._marks: set[tuple[int, int]] = set()
@@ -262,10 +264,8 @@ class MemoryStore(Store):
 
     def _grant(self, each: KeptRecipient, wish: Action, now: int) -> None:
         """Do to a recipient what a person wished while it was leased."""
-        if wish is Action.PURGE:
-            self._delete(each, now)
-        elif wish is Action.CANCEL:
-            self._end(each, Result.FAILED, each.reason)
+        if wish in (Action.PURGE, Action.CANCEL):
+            self._remove(each, wish, now)
         else:
             each.state = State.HELD
 
@@ -360,6 +360,23 @@ class MemoryStore(Store):
         self._bring_back(each)
         each.state, each.result, each.reason = State.ENDED, result, reason
 
+    def _remove(self, each: KeptRecipient, action: Action, now: int) -> None:
+        if each.state is not State.ENDED:
+            self._last_removal += 1
+            self._removals[self._last_removal] = Removal(
+                self._last_removal,
+                each.message.message.id,
+                each.recipient.address,
+                each.attempts,
+                action,
+                each.reason,
+                now / 1000,
+            )
+        if action is Action.PURGE:
+            self._delete(each, now)
+        else:
+            self._end(each, Result.FAILED, each.reason)
+
     def _delete(self, each: KeptRecipient, now: int) -> None:
         self._bring_back(each)
         del self._recipients[each.number]
@@ -429,6 +446,7 @@ class MemoryStore(Store):
         self, action: Action, selection: Selection, *, now: float, reason: str = ""
     ) -> int:
         """Do something to all that is selected."""
+        check_reason(reason)
         await trio.lowlevel.checkpoint()
         chosen = [
             each
@@ -458,10 +476,8 @@ class MemoryStore(Store):
                 self._queue(each, now)
             case Action.HOLD:
                 each.state = State.HELD
-            case Action.CANCEL:
-                self._end(each, Result.FAILED, each.reason)
-            case Action.PURGE:
-                self._delete(each, now)
+            case Action.CANCEL | Action.PURGE:
+                self._remove(each, action, now)
 
     async def messages(self, *, after: int = 0, limit: int = 100) -> tuple[StoredMessage, ...]:
         """Return whole messages."""
@@ -531,6 +547,17 @@ class MemoryStore(Store):
             if each is not None and each.state is State.ENDED:
                 self._delete(each, ms(each.message.submission.submitted_at))
 
+    async def removals(self, *, limit: int = 500) -> tuple[Removal, ...]:
+        """Return who was taken out of the queue by hand."""
+        await trio.lowlevel.checkpoint()
+        return tuple(self._removals.values())[:limit]
+
+    async def forget_removals(self, numbers: Sequence[int]) -> None:
+        """Forget of these that they were taken out."""
+        await trio.lowlevel.checkpoint()
+        for number in numbers:
+            self._removals.pop(number, None)
+
     async def sites(self) -> tuple[SiteState, ...]:
         """Return the sites that are not in good health."""
         await trio.lowlevel.checkpoint()
@@ -573,6 +600,7 @@ class MemoryStore(Store):
         before = ms(now) - ms(remember)
         while self._finished and (self._finished[0].finished_at or 0) <= before:
             del self._messages[self._finished.popleft().message.id]
+        self._removals = {n: each for n, each in self._removals.items() if ms(each.at) > before}
         self._lanes.tidy(ms(now))
 
     async def check(self) -> AsyncGenerator[str, None]:

@@ -9,15 +9,17 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from engine.queue.entries import Entry
 from engine.queue.turns import Share
-from engine.queue.values import Entry, LeasedMessage, LeasedRecipient, State
+from engine.queue.values import LeasedMessage, LeasedRecipient, State
 from engine.queue.values import to_milliseconds as ms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.message import Message, Recipient
-    from engine.queue.values import Action, Result, Selection, Submission
+    from engine.queue.submission import Submission
+    from engine.queue.values import Action, Result, Selection
 
 
 @dataclass(slots=True)
@@ -48,7 +50,7 @@ class KeptMessage:
 
 @dataclass(slots=True)
 class KeptRecipient:
-    """A recipient; attributes as in `engine.queue.values.Entry`, times in milliseconds.
+    """A recipient; attributes as in `engine.queue.entries.Entry`, times in milliseconds.
 
     Attributes:
         due: When it is due; while it is leased, when it will be should the lease be lost.

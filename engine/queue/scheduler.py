@@ -9,8 +9,9 @@ scheduler settles what is left.  Every recipient that was leased is settled exac
 the block ends; when the store does not answer any more, it is the next run's to recover.
 
 Decisions are elsewhere: who is next (the store), what an outcome makes of a recipient
-(`engine.queue.decision`), when a site is left alone (`engine.queue.backoff`).  Here are the tasks:
-one leases, one takes outcomes, one settles, one keeps the leases, one keeps house.
+(`engine.queue.decision`), when a site is left alone (`engine.queue.backoff`, and
+`engine.queue.site_health`, which knows the sites).  Here are the tasks: one leases, one takes
+outcomes, one settles, one keeps the leases, one keeps house.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ import trio
 
 from engine.errors import EngineClosedError
 from engine.queue import decision
-from engine.queue.backoff import BackOff, is_trouble
+from engine.queue.backoff import BackOff
 from engine.queue.decision import Policy, Settled
 from engine.queue.errors import StoreError
 from engine.queue.flight import Flight, Out, outs_of
 from engine.queue.settler import FIRST_PAUSE, LAST_PAUSE, Settler
-from engine.queue.values import Lease, LeasedMessage, Settlement, SiteState
+from engine.queue.site_health import SiteHealth
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from engine.message import Message
     from engine.outcome import Outcome
     from engine.queue.store import Store
+    from engine.queue.values import Lease, LeasedMessage, Settlement
 
 #: Recipients that are leased and not settled; the engine holds as many.
 DEFAULT_SEATS: Final = 1000
@@ -62,8 +64,6 @@ DEFAULT_CLOSE_SECONDS: Final = 10.0
 _HICCUP: Final = 0.05
 #: With few seats free, a lease waits so many seconds for more.
 _GATHER: Final = 0.02
-#: Domains whose sites are remembered, so that they are not told again and again.
-_MAX_ROUTES: Final = 50_000
 
 _log = logging.getLogger("engine.queue")
 
@@ -90,7 +90,7 @@ class Tally:
         leased: Recipients leased so far.
         settled: Recipients settled so far.
         lost: Of these, those the store did not want to hear of: their lease was lost.
-        is_failing: Whether the store fails at the moment.
+        failure: Why nothing can be leased or settled at the moment, `None` where it can.
     """
 
     out: int
@@ -98,7 +98,7 @@ class Tally:
     leased: int
     settled: int
     lost: int
-    is_failing: bool
+    failure: StoreError | OSError | None = None
 
 
 class Scheduler:
@@ -157,7 +157,6 @@ class Scheduler:
         self._store = store
         self._owner = owner
         self._policy = policy or Policy()
-        self._back_off = back_off or BackOff()
         self._seats = seats
         self._site_seats = site_seats
         self._is_full = is_full
@@ -168,7 +167,8 @@ class Scheduler:
         self._close_seconds = close_seconds
         self._remember = remember
         self._clock = clock
-        self._rng = rng or Random()  # noqa: S311 - spreads load, guards nothing
+        rng = rng or Random()  # noqa: S311 - spreads load, guards nothing
+        self._health = SiteHealth(back_off or BackOff(), rng)
         self._flight = Flight()
         self._settler = Settler(
             store,
@@ -178,10 +178,9 @@ class Scheduler:
             on_batch=self._note_settled,
             patience=close_seconds,
         )
-        self._sites: dict[str, SiteState] = {}
-        self._routes: dict[str, str] = {}
         self._outcomes: Outcomes | None = None
         self._draining = trio.Event()
+        self._lease_failure: StoreError | None = None
         self._is_clogged = False
         # When the leasing task will look again, by the wall clock.
         self._wake_at = math.inf
@@ -258,7 +257,7 @@ class Scheduler:
             leased=self._leased,
             settled=self._settler.settled,
             lost=self._settler.lost,
-            is_failing=self._settler.is_failing,
+            failure=self._settler.failure or self._lease_failure,
         )
 
     async def recover(self, *, dead: Sequence[str] = ()) -> int:
@@ -317,10 +316,7 @@ class Scheduler:
 
     def learn_route(self, domain: str, site: str) -> None:
         """Note which site a domain's mail goes to; whoever routes it says so."""
-        if site and self._routes.get(domain) != site:
-            if len(self._routes) >= _MAX_ROUTES:
-                self._routes.clear()
-            self._routes[domain] = site
+        if self._health.learn_route(domain, site):
             self._settler.note_route(domain, site)
 
     # -- leasing ----------------------------------------------------------------------------
@@ -331,7 +327,7 @@ class Scheduler:
             # From here on whatever becomes due is news: a lease may have been given before it.
             self._work, self._wake_at = trio.Event(), math.inf
             free = self._free_seats()
-            if self._settler.is_failing or free <= 0:
+            if self._settler.failure is not None or free <= 0:
                 await self._work.wait()
                 continue
             if free < self._few:
@@ -342,12 +338,13 @@ class Scheduler:
             try:
                 lease = await self._lease(free)
             except StoreError as error:
+                self._lease_failure = error
                 pause = min(max(2 * pause, FIRST_PAUSE), LAST_PAUSE)
                 _log.error("nothing can be leased: %s; next try in %.1f s", error, pause)
                 with trio.move_on_after(pause):
                     await self._draining.wait()
                 continue
-            pause = 0.0
+            self._lease_failure, pause = None, 0.0
             if lease.messages or lease.expired:
                 await self._hand_over(lease, deliver)
             else:
@@ -372,11 +369,9 @@ class Scheduler:
         )
         self._is_clogged = lease.is_clogged
         # What is not written yet is newer.
-        self._sites |= {
-            name: state
-            for name, state in lease.sites.items()
-            if not self._settler.has_news_of(name)
-        }
+        self._health.note(
+            state for name, state in lease.sites.items() if not self._settler.has_news_of(name)
+        )
         for message in lease.messages:
             self._flight.add(message)
             self._leased += len(message.recipients)
@@ -459,31 +454,10 @@ class Scheduler:
     def _conclude(self, out: Out, outcome: Outcome) -> None:
         """Decide what an outcome makes of its recipient and of its site."""
         now = self._clock()
-        self._judge_site(out, outcome, now)
-        self._settler.add(decision.settle(self._policy, out.message, out.place, outcome, now))
-
-    def _judge_site(self, out: Out, outcome: Outcome, now: float) -> None:
-        if not self._sites and not is_trouble(outcome):
-            return  # all sites are well, and stay it
-        leased_as = out.recipient.site
-        name = self._routes.get(out.domain, leased_as)
-        state = self._sites.get(name) or self._sites.get(leased_as) or SiteState(name=name)
-        if state.name != name:
-            state = SiteState(
-                name=name,
-                not_before=state.not_before,
-                failures=state.failures,
-                reason=state.reason,
-            )
-        news = self._back_off.judge(state, outcome, now, self._rng)
+        news = self._health.judge(out, outcome, now, self._flight.of_site)
         if news is not None:
-            self._sites[name] = news
             self._settler.note_site(news)
-        # The next lease brings it along again, if it is not well.
-        if leased_as not in self._flight.of_site:
-            self._sites.pop(leased_as, None)
-            if name not in self._flight.of_site:
-                self._sites.pop(name, None)
+        self._settler.add(decision.settle(self._policy, out.message, out.place, outcome, now))
 
     # -- settling ---------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ class Settler:
     """Settles what is added, in that order.
 
     Attributes:
-        is_failing: Whether the last try failed.
+        failure: What kept the last try from succeeding, `None` if nothing did.
         settled: How many recipients were settled.
         lost: Of these, those the store did not want to hear of: their lease was lost.
     """
@@ -62,7 +62,7 @@ class Settler:
                 wait.
             patience: How long one batch may take, in seconds, when everything is cancelled.
         """
-        self.is_failing = False
+        self.failure: StoreError | OSError | None = None
         self.settled = 0
         self.lost = 0
         self._store = store
@@ -108,7 +108,7 @@ class Settler:
             try:
                 await self._settle_batch()
             except (StoreError, OSError) as error:
-                self.is_failing = True
+                self.failure = error
                 pause = min(max(2 * pause, FIRST_PAUSE), LAST_PAUSE)
                 _log.error("outcomes cannot be kept: %s; next try in %.1f s", error, pause)
                 await trio.sleep(pause)
@@ -153,7 +153,7 @@ class Settler:
             self._told = 0
             self.settled += len(batch)
             self.lost += len(ignored)
-            self.is_failing = False
+            self.failure = None
             self._tell_kept(batch)
             self._on_batch(settlements)
         if scope.cancelled_caught:

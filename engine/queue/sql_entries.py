@@ -10,26 +10,17 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.queue.entries import Backlog, Counts, Delayed, Entry, Page, StoredMessage
 from engine.queue.errors import StoreDamagedError
 from engine.queue.sql_contents import content_of, read_envelopes, read_what_can_be_read
 from engine.queue.sql_lanes import note_sites
+from engine.queue.sql_lease import UNREADABLE
 from engine.queue.sql_rows import make_message, make_recipient
 from engine.queue.sql_settle import Changes, Standing
-from engine.queue.values import (
-    Action,
-    Backlog,
-    Counts,
-    Delayed,
-    Entry,
-    Page,
-    Result,
-    SiteState,
-    State,
-    StoredMessage,
-)
+from engine.queue.values import Action, Removal, Result, SiteState, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from engine.queue.database import Database
     from engine.queue.sql_contents import ReadPieces
@@ -38,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Recipients one step looks at.
 STEP: Final = 2000
+
+UNTOLD: Final = "it has ended, and nobody can be told of that (see `queue purge`): {}"
 
 
 def read_page(db: Database, selection: Selection, after: int, limit: int) -> Page:
@@ -145,14 +138,30 @@ def read_stored(
     return tuple(_stored(db, _recipients_of(db, numbers), read, is_strict=True))
 
 
-def read_ended(db: Database, after: int, limit: int, read: ReadPieces) -> tuple[StoredMessage, ...]:
-    """Return messages with recipients that ended, with these recipients only."""
+def read_ended(
+    db: Database, after: int, limit: int, read: ReadPieces
+) -> tuple[tuple[StoredMessage, ...], dict[int, str]]:
+    """Return messages with recipients that ended, with these recipients only.
+
+    And the recipients of whom no message can be made, each with the reason.
+    """
     numbers = db.rows("ended_messages", after=after, limit=limit)
     at_work = set(db.rows("messages_at_work", messages=json.dumps(numbers)))
-    return tuple(
+    unreadable: dict[int, str] = {}
+    rows = _recipients_of(db, numbers, State.ENDED)
+    messages = tuple(
         replace(message, is_at_work=message.number in at_work)
-        for message in _stored(db, _recipients_of(db, numbers, State.ENDED), read)
+        for message in _stored(db, rows, read, unreadable=unreadable)
     )
+    return messages, unreadable
+
+
+def hold_ended(db: Database, unreadable: Mapping[int, str]) -> None:
+    """Hold for a person who ended and cannot be reported on, so that he is seen."""
+    changes = Changes()
+    for number, _ in db.rows("ended_among", numbers=json.dumps(list(unreadable))):
+        changes.hold(number, UNTOLD.format(unreadable[number]))
+    changes.write(db, now=0, overdue=0)
 
 
 def read_delayed(
@@ -186,10 +195,12 @@ def _stored(
     *,
     with_contents: bool = True,
     is_strict: bool = False,
+    unreadable: dict[int, str] | None = None,
 ) -> Iterator[StoredMessage]:
     """Yield the messages that rows of recipients belong to, in their order, with just these.
 
-    Those of which no message can be made are passed over, or with `is_strict` an error.
+    Those of which no message can be made are passed over, and their recipients noted in
+    `unreadable`; or with `is_strict` that is an error.
 
     Raises:
         StoreDamagedError: There is one.
@@ -211,6 +222,8 @@ def _stored(
         except (ValueError, TypeError) as error:  # anything may stand in a damaged row
             if is_strict:
                 raise StoreDamagedError(f"message {envelope.id!r}: {error}") from None
+            if unreadable is not None:
+                unreadable |= {row[0]: UNREADABLE.format(error) for row in group}
             continue
         yield StoredMessage(
             number,
@@ -283,10 +296,8 @@ def _steer_one(changes: Changes, where: Standing, call: Steering, due: int) -> N
             changes.hold(where.number, reason)
         case Action.RELEASE:
             changes.queue(where.number, where.place, call.now, reason=reason)
-        case Action.CANCEL:
-            changes.end(where.number, Result.FAILED, reason)
-        case Action.PURGE:
-            changes.delete(where.number, where.message)
+        case Action.CANCEL | Action.PURGE:
+            changes.remove(where, call.action, reason)
 
 
 def _end_back_off(db: Database, domains: Any, call: Steering) -> None:
@@ -294,6 +305,21 @@ def _end_back_off(db: Database, domains: Any, call: Steering) -> None:
         "sites_backed_off", domains=json.dumps(list(dict.fromkeys(domains))), now=call.now
     )
     note_sites(db, [SiteState(name=name) for name in names], overdue=call.overdue)
+
+
+def read_removals(db: Database, limit: int) -> tuple[Removal, ...]:
+    """Return who was taken out by hand, the first first."""
+    return tuple(
+        Removal(number, message, recipient, attempts, Action(action), reason, at / 1000)
+        for number, message, recipient, attempts, action, reason, at in db.rows(
+            "removals", limit=limit
+        )
+    )
+
+
+def forget_removals(db: Database, numbers: Sequence[int]) -> None:
+    """Forget of these that they were taken out."""
+    db.run("forget_removals", numbers=json.dumps(numbers))
 
 
 def read_backlog(db: Database, now: int, limit: int) -> tuple[Backlog, ...]:

@@ -89,6 +89,7 @@ class Changes:
         self._ended: list[tuple[int, str, str | None, int]] = []
         self._queued: list[tuple[Any, ...]] = []
         self._held: list[tuple[int, str | None, int, bool]] = []
+        self._removed: list[tuple[int, str, str | None, int]] = []
         self._records: list[tuple[int, str]] = []
         self._messages: set[int] = set()
         self._left: set[int] = set()
@@ -108,6 +109,16 @@ class Changes:
     def end(self, number: int, result: Result, reason: str | None, *, uncounted: int = 0) -> None:
         """Let a recipient end, for somebody to be told; arguments as in `queue`."""
         self._ended.append((number, result.value, reason, uncounted))
+
+    def remove(
+        self, where: Standing, action: Action, reason: str | None, *, uncounted: int = 0
+    ) -> None:
+        """Cancel or purge a recipient; arguments as in `queue`."""
+        self._removed.append((where.number, action.value, reason, uncounted))
+        if action is Action.PURGE:
+            self.delete(where.number, where.message)
+        else:
+            self.end(where.number, Result.FAILED, reason, uncounted=uncounted)
 
     def queue(
         self,
@@ -175,10 +186,8 @@ class Changes:
 
     def wish(self, where: Standing, *, uncounted: int = 0, is_late_welcome: bool = False) -> None:
         """Do to a recipient what a person wished while it was leased; the reason is noted."""
-        if where.wish == Action.PURGE:
-            self.delete(where.number, where.message)
-        elif where.wish == Action.CANCEL:
-            self.end(where.number, Result.FAILED, None, uncounted=uncounted)
+        if where.wish in (Action.PURGE, Action.CANCEL):
+            self.remove(where, Action(where.wish), None, uncounted=uncounted)
         else:
             self.hold(where.number, None, uncounted=uncounted, is_late_welcome=is_late_welcome)
 
@@ -193,6 +202,9 @@ class Changes:
 
     def write(self, db: Database, *, now: int, overdue: int, keeps_contents: bool = False) -> None:
         """Write the changes; `keeps_contents` as in `Settling`."""
+        if self._removed:
+            # Before they go.
+            db.run("note_removals", rows=json.dumps(self._removed), now=now)
         if self._records:
             db.run("keep_outcomes", rows=json.dumps(self._records))
         if self._queued:

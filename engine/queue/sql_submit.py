@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from engine.queue.errors import DuplicateIdError, StoreError, StoreFullError
 from engine.queue.sql_lanes import open_lanes
 from engine.queue.sql_settle import forget, note_warned
-from engine.queue.values import Accepted, to_milliseconds
+from engine.queue.submission import Accepted
+from engine.queue.values import to_milliseconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.queue.database import Database
-    from engine.queue.values import Submission
+    from engine.queue.submission import Submission
 
 #: So much of the disk is left for settling what is under way: intake stops before the rest does.
 DEFAULT_RESERVE_OCTETS: Final = 32 * 1024 * 1024

@@ -34,6 +34,7 @@ def sweep(db: Database, now: int, remember: int, after: int) -> int:
         after: What the sweep before returned, 0 at first.
     """
     db.run("forget_messages", before=now - remember, limit=_AT_ONCE)
+    db.run("drop_stale_removals", before=now - remember)
     db.run("drop_stale_pieces", before=now - _UPLOAD)
     db.run("drop_stale_uploads", before=now - _UPLOAD)
     db.run("drop_shares")

@@ -34,7 +34,7 @@ from engine.queue.sql_contents import (
 from engine.queue.sql_submit import DEFAULT_RESERVE_OCTETS, Intake, Pieces, pack
 from engine.queue.store import DEFAULT_OVERDUE, Store
 from engine.queue.unopened import UnopenedStore
-from engine.queue.values import EVERYBODY, Action, Lease, Page, Selection, check_weight
+from engine.queue.values import EVERYBODY, Action, Lease, Selection, check_reason, check_weight
 from engine.queue.values import to_milliseconds as ms
 from engine.smtp.errors import ContentError
 
@@ -45,21 +45,11 @@ if TYPE_CHECKING:
     from engine.message import Content
     from engine.queue.committer import Committer
     from engine.queue.database import Database
+    from engine.queue.entries import Backlog, Counts, Delayed, Page, StoredMessage
     from engine.queue.sql_submit import Parcel
+    from engine.queue.submission import Accepted, Submission
     from engine.queue.unopened import StoreToOpen
-    from engine.queue.values import (
-        Accepted,
-        Backlog,
-        Counts,
-        Delayed,
-        LeasedMessage,
-        Owner,
-        Recovered,
-        Settlement,
-        SiteState,
-        StoredMessage,
-        Submission,
-    )
+    from engine.queue.values import LeasedMessage, Owner, Recovered, Removal, Settlement, SiteState
 
 _R = TypeVar("_R")
 
@@ -227,7 +217,8 @@ class SqliteStore(Store):
                 if harvest.unreadable:
                     await self._hold_unreadable(harvest, request)
                 return lease
-        raise StoreDamagedError(f"{self.path}: too many contents are damaged")
+        # The next lease goes on with others.
+        raise StoreError(f"{self.path}: many contents are damaged; those that were found are held")
 
     async def _hold_unreadable(
         self, harvest: sql_lease.Harvest, request: sql_lease.Leasing
@@ -312,6 +303,7 @@ class SqliteStore(Store):
         self, action: Action, selection: Selection, *, now: float, reason: str = ""
     ) -> int:
         """Do something to all that is selected."""
+        check_reason(reason)
         total, after = 0, 0
         while True:
             call = sql_entries.Steering(action, selection, after, ms(now), self._overdue, reason)
@@ -331,9 +323,20 @@ class SqliteStore(Store):
 
     async def ended(self, *, after: int = 0, limit: int = 100) -> tuple[StoredMessage, ...]:
         """Return messages with recipients that ended."""
-        return await self._read(
-            partial(sql_entries.read_ended, after=after, limit=limit, read=self._read_pieces)
-        )
+        while True:
+            messages, unreadable = await self._read(
+                partial(sql_entries.read_ended, after=after, limit=limit, read=self._read_pieces)
+            )
+            if unreadable:
+                _log.error(
+                    "%d recipients have ended, cannot be read and are held: %s",
+                    len(unreadable),
+                    next(iter(unreadable.values())),
+                )
+                await self._write(partial(sql_entries.hold_ended, unreadable=unreadable))
+            # Whoever asks takes nothing for the end.
+            if messages or not unreadable:
+                return messages
 
     async def delayed(
         self, *, now: float, waits: Sequence[float], after: int = 0, limit: int = 100
@@ -361,6 +364,14 @@ class SqliteStore(Store):
         await self._write(
             partial(sql_settle.forget, recipients=tuple(recipients), now=ms(self._clock()))
         )
+
+    async def removals(self, *, limit: int = 500) -> tuple[Removal, ...]:
+        """Return who was taken out of the queue by hand."""
+        return await self._read(partial(sql_entries.read_removals, limit=limit))
+
+    async def forget_removals(self, numbers: Sequence[int]) -> None:
+        """Forget of these that they were taken out."""
+        await self._write(partial(sql_entries.forget_removals, numbers=tuple(numbers)))
 
     async def sites(self) -> tuple[SiteState, ...]:
         """Return the sites that are not in good health."""

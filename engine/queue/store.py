@@ -36,21 +36,17 @@ from engine.queue.values import EVERYBODY
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
+    from engine.queue.entries import Backlog, Counts, Delayed, Page, StoredMessage
+    from engine.queue.submission import Accepted, Submission
     from engine.queue.values import (
-        Accepted,
         Action,
-        Backlog,
-        Counts,
-        Delayed,
         Lease,
         Owner,
-        Page,
         Recovered,
+        Removal,
         Selection,
         Settlement,
         SiteState,
-        StoredMessage,
-        Submission,
     )
 
 #: How long a recipient of a site that is backed off may be due before it is leased all the same, in
@@ -190,6 +186,9 @@ class Store(Protocol):
         What is leased is held, cancelled or purged once its attempt is settled, unless that ends
         it.  Large selections take several steps, between which others have their turn; cancelled,
         the steps so far stay done.
+
+        Raises:
+            ValueError: The reason is too long, or no text.
         """
         ...
 
@@ -200,7 +199,8 @@ class Store(Protocol):
     async def ended(self, *, after: int = 0, limit: int = 100) -> tuple[StoredMessage, ...]:
         """Return messages with recipients that ended and that somebody is to be told about.
 
-        With these recipients only, in the order they came, from behind a number on.
+        With these recipients only, in the order they came, from behind a number on.  Who cannot be
+        read any more is held instead.
         """
         ...
 
@@ -233,6 +233,18 @@ class Store(Protocol):
         """Delete recipients that ended; those that did not are left alone."""
         ...
 
+    async def removals(self, *, limit: int = 500) -> tuple[Removal, ...]:
+        """Return who was cancelled or purged and is not forgotten, in that order, at most so many.
+
+        For a log that says of every recipient how it ended: no outcome of an attempt does that
+        here.  Who had ended before it was purged is not among them.
+        """
+        ...
+
+    async def forget_removals(self, numbers: Sequence[int]) -> None:
+        """Forget of these, by the numbers of their removals, that they were taken out."""
+        ...
+
     async def sites(self) -> tuple[SiteState, ...]:
         """Return the sites that are not in good health."""
         ...
@@ -259,7 +271,8 @@ class Store(Protocol):
 
         Args:
             now: The time.
-            remember: For how long the id of a message that is done with is known, in seconds.
+            remember: For how long the id of a message that is done with is known, and who was taken
+                out by hand, in seconds.
         """
         ...
 

@@ -1,32 +1,24 @@
-"""The values that go into a store of queued mail and come out of it.  Knows no I/O.
+"""The values that come out of a store of queued mail and go back into it.  Knows no I/O.
 
-Made and read by whoever submits, by the scheduler and by the command line; `engine.queue.store` says
-what a store does with them.  All times are wall-clock seconds since the epoch.
+Made and read by the scheduler and by the command line; `engine.queue.store` says what a store does
+with them.  All times are wall-clock seconds since the epoch.  Not here: how mail comes in
+(`engine.queue.submission`), and what is seen of it (`engine.queue.entries`).
 """
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-
-from engine.errors import SubmitError
-from engine.units import timestamp
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from engine.message import Message
 
-#: The range that the SMTP extension MT-PRIORITY has.
-MIN_PRIORITY: Final = -9
-MAX_PRIORITY: Final = 9
-#: Recipients of one message: it is taken as a whole, and others wait meanwhile.
-MAX_RECIPIENTS: Final = 100_000
-#: Characters of a message's id, of a tenant's and of a job's name.
-MAX_NAME: Final = 255
+#: Characters of a reason that a person gives.
+MAX_REASON: Final = 1000
 
 
 class State(StrEnum):
@@ -118,92 +110,25 @@ class Action(StrEnum):
                 return ""
 
 
-# ---- going in -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """A message and how it is to be queued.
-
-    Attributes:
-        message: It; its id is what makes submitting it twice harmless.
-        submitted_at: When.
-        tenant: Whose mail it is; tenants share what can be sent.
-        job: What it is part of; jobs share what their tenant can send.
-        priority: From -9 to 9; a higher one goes first, always.
-        not_before: When it may be tried at the earliest; `None`: at once.
-        deadline: When it is given up, unless it is held or on its way just then; `None`: when the
-            retry rules say so.
-        is_held: Whether it waits for a person first.
+def check_reason(reason: str) -> None:
+    """Refuse what cannot be kept as a reason.
 
     Raises:
-        SubmitError: An id, a name or a number that cannot be kept; the text says which.
+        ValueError: It is too long, or no text; what is allowed is said.
     """
-
-    message: Message
-    submitted_at: float
-    tenant: str = ""
-    job: str = ""
-    priority: int = 0
-    not_before: float | None = None
-    deadline: float | None = None
-    is_held: bool = False
-
-    def __post_init__(self) -> None:
-        _check_name("id", self.message.id, least=1)
-        _check_name("tenant", self.tenant)
-        _check_name("job", self.job)
-        if (count := len(self.message.recipients)) > MAX_RECIPIENTS:
-            raise SubmitError(
-                f"message {self.message.id!r} has {count} recipients; allowed are "
-                f"{MAX_RECIPIENTS}: split it"
-            )
-        if not MIN_PRIORITY <= self.priority <= MAX_PRIORITY:
-            raise SubmitError(
-                f"priority {self.priority}; allowed are {MIN_PRIORITY} to {MAX_PRIORITY}"
-            )
-        for name in ("submitted_at", "not_before", "deadline"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < MAX_TIME:
-                raise SubmitError(f"{name} {value}; allowed are seconds since the epoch")
-        for recipient in self.message.recipients:
-            if recipient.orcpt is not None:
-                _check_text("orcpt", recipient.orcpt)
+    if len(reason) > MAX_REASON:
+        raise ValueError(f"found {len(reason)} characters; allowed are {MAX_REASON}")
+    if not is_text(reason):
+        raise ValueError(f"found {reason[:80]!a}; allowed is text that UTF-8 can encode")
 
 
-#: Year 5138: whoever passes milliseconds is told.
-MAX_TIME: Final = 1e11
-
-
-def _check_name(what: str, text: str, least: int = 0) -> None:
-    if not least <= len(text) <= MAX_NAME:
-        raise SubmitError(
-            f"{what} of {len(text)} characters; allowed are {least} to {MAX_NAME} characters"
-        )
-    _check_text(what, text)
-
-
-def _check_text(what: str, text: str) -> None:
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can encode it: what comes from a command line or from JSON may be anything."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise SubmitError(f"{what} {text!a}: allowed is text that UTF-8 can encode") from None
-    if "\0" in text:
-        raise SubmitError(f"{what} {text!r}: allowed is text without NUL")
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A message is in the store for good.
-
-    Attributes:
-        id: Its id.
-        is_new: Whether this submission put it there; `False`: it was there, or had been there and
-            is done with already.
-    """
-
-    id: str
-    is_new: bool
+        return False
+    return True
 
 
 # ---- coming out, and going back in --------------------------------------------------------------
@@ -350,6 +275,28 @@ class Owner:
     recipients: int
 
 
+class Removal(NamedTuple):
+    """A recipient whom a person took out of the queue before it had ended.
+
+    Attributes:
+        number: Names the removal in this store.
+        message: Its message's id.
+        recipient: Its address.
+        attempts: How often it had been tried.
+        action: `CANCEL` or `PURGE`.
+        reason: Why, in one line, as far as anybody said; of who was purged, why it had last waited.
+        at: When it left.
+    """
+
+    number: int
+    message: str
+    recipient: str
+    attempts: int
+    action: Action
+    reason: str
+    at: float
+
+
 # ---- looking and steering -----------------------------------------------------------------------
 
 
@@ -374,171 +321,6 @@ class Selection:
     sender: str | None = None
     tenant: str | None = None
     job: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One recipient as the command line shows it.
-
-    Attributes:
-        number: Its number; entries are listed in this order.
-        message: Its message's id.
-        sender: The reverse-path, `""` for the null path.
-        recipient: Its address.
-        state: Where it is.
-        attempts: How often it was tried.
-        next_attempt: When it is due; while it is leased, when it will be should the worker die;
-            `None` when it is held or has ended.
-        submitted_at: When its message was submitted.
-        deadline: When it is given up at the latest, if somebody said.
-        tenant: As submitted.
-        job: As submitted.
-        priority: As submitted.
-        site: The site it counts for, as far as is known.
-        result: How it ended, if it did.
-        reason: Why it is where it is, in one line; empty before the first attempt.
-        last: Its last outcome as JSON text, or `None`.
-        left_alone_until: Until when its site is backed off; 0.0 where it is not, or was not known
-            when the entry was read.
-        left_alone_for: Why, in one line.
-    """
-
-    number: int
-    message: str
-    sender: str
-    recipient: str
-    state: State
-    attempts: int
-    next_attempt: float | None
-    submitted_at: float
-    deadline: float | None = None
-    tenant: str = ""
-    job: str = ""
-    priority: int = 0
-    site: str = ""
-    result: Result | None = None
-    reason: str = ""
-    last: str | None = None
-    left_alone_until: float = 0.0
-    left_alone_for: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the entry as `queue list --json` prints it; times as RFC 3339 §5.6 has them."""
-        return {
-            "message": self.message,
-            "recipient": self.recipient,
-            "state": self.state.value,
-            "attempts": self.attempts,
-            "next_attempt": _moment(self.next_attempt),
-            "last": None if self.last is None else json.loads(self.last),
-            "reason": self.reason,
-            "sender": self.sender,
-            "submitted_at": _moment(self.submitted_at),
-            "deadline": _moment(self.deadline),
-            "tenant": self.tenant,
-            "job": self.job,
-            "priority": self.priority,
-            "site": self.site,
-            "result": self.result and self.result.value,
-            "left_alone_until": _moment(self.left_alone_until or None),
-            "left_alone_for": self.left_alone_for,
-        }
-
-
-def _moment(at: float | None) -> str | None:
-    return None if at is None else timestamp(at)
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Some entries, in the order of their numbers.
-
-    Attributes:
-        entries: They; there may be none although more follow.
-        next: What to pass as `after` for what follows; `None` at the end.
-    """
-
-    entries: tuple[Entry, ...]
-    next: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """How much is in the store.
-
-    Attributes:
-        queued: Recipients that wait.
-        due: Of these, those that could be tried now.
-        leased: Recipients that a worker is at.
-        held: Recipients that wait for a person.
-        ended: Recipients that somebody is to be told about.
-        messages: Messages with any of these.
-        oldest: When the first of these messages was submitted, `None` without any.
-        next_due: When the next recipient is due, `None` without any.
-    """
-
-    queued: int = 0
-    due: int = 0
-    leased: int = 0
-    held: int = 0
-    ended: int = 0
-    messages: int = 0
-    oldest: float | None = None
-    next_due: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backlog:
-    """How much waits for one site.
-
-    Attributes:
-        site: How it has been doing.
-        queued: Recipients that wait.
-        due: Of these, those that could be tried now if the site had room for them.
-        leased: Recipients that a worker is at.
-        next_due: When the first of those that wait is due, `None` without any.
-    """
-
-    site: SiteState
-    queued: int = 0
-    due: int = 0
-    leased: int = 0
-    next_due: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StoredMessage:
-    """A message as it lies in the store, with those of its recipients that are still there.
-
-    Attributes:
-        number: Its number; messages are returned in this order.
-        message: It, with these recipients; its content can be read while it is in the store.
-        entries: The same recipients, in the same order.
-        is_damaged: Whether its content is not what was written; a large content that is damaged
-            says so when it is read.
-        not_before: As submitted.
-        is_at_work: For messages of `ended`: whether a worker is at others of its recipients.
-    """
-
-    number: int
-    message: Message
-    entries: tuple[Entry, ...]
-    is_damaged: bool = False
-    not_before: float | None = None
-    is_at_work: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Delayed:
-    """Some messages that are late, each with its recipients that are.
-
-    Attributes:
-        messages: They; there may be none although more follow.
-        next: What to pass as `after` for what follows; `None` at the end.
-    """
-
-    messages: tuple[StoredMessage, ...]
-    next: int | None
 
 
 #: Every recipient.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 #: Makes a named tuple of all its fields in half the time that calling its class takes.
 _new: Final = tuple.__new__
+_READY: Final = State.READY
 _kind_of: Final = attrgetter("kind")
 _code_of: Final = attrgetter("code")
 _octets_of: Final = attrgetter("octets")
@@ -141,9 +142,7 @@ class ClientConnection:
     @property
     def is_ready(self) -> bool:
         """Whether a new transaction may begin: all heard, none open, not spoiled."""
-        return (
-            self._machine.confirmed is State.READY and not self.unanswered and not self.is_spoiled
-        )
+        return self._machine.confirmed is _READY and not self.unanswered and not self.is_spoiled
 
     @property
     def is_transaction_open(self) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 
 from engine.content import MemoryContent, from_octets, from_text
 from engine.message import Message, Recipient
-from engine.queue.values import MAX_NAME, MAX_PRIORITY, MIN_PRIORITY
+from engine.queue.submission import MAX_NAME, MAX_PRIORITY, MIN_PRIORITY
 from engine.showing import show, show_key, suggest
 from engine.units import parse_moment
 
@@ -97,7 +97,7 @@ class Wishes:
     """How a line wants its message queued; what it does not say is `None`.
 
     Attributes:
-        tenant: As in `engine.queue.values.Submission`, as is all here.
+        tenant: As in `engine.queue.submission.Submission`, as is all here.
         job: Its job.
         priority: Its priority.
         not_before: As written, see `engine.units.parse_moment`.

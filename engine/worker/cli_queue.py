@@ -23,9 +23,10 @@ Exit status:
   64   bad usage
   66   the configuration cannot be read
   74   the queue cannot be opened, or is damaged
-  75   not done, try again: the queue is busy, the disk full or read only
+  75   not done, or not all shown; try again: the queue is busy, the disk full
+       or read only
   78   bad configuration"""
-_SHOW_EXITS = _EXITS.replace("be read\n", "be read, or there is no such message\n", 1)
+_MESSAGE_EXITS = _EXITS.replace("be read\n", "be read, or there is no such message\n", 1)
 
 _QUEUE = """\
 Look at the queue of a worker, and steer it.
@@ -101,11 +102,11 @@ _WHAT: Final = {
         "queue release --config engine.toml --job newsletter-12",
     ),
     "cancel": (
-        "Give up; senders are told as of any failure.",
+        "Give up; senders are told as of any failure.\n\nThe log of outcomes gets a last line of each.",
         "queue cancel --config engine.toml --message 7",
     ),
     "purge": (
-        "Delete, and tell nobody.",
+        "Delete, and tell nobody.\n\nThe log of outcomes gets a last line of each.",
         "queue purge --config engine.toml --recipient old@example.net",
     ),
 }
@@ -171,7 +172,7 @@ def list_(*, config: str, limit: int | None, as_json: bool, **filters: Any) -> i
     return list_queue(ListOptions(config=config, selection=selection, as_json=as_json, limit=limit))
 
 
-@queue.command(help=_SHOW, epilog=_SHOW_EXITS)
+@queue.command(help=_SHOW, epilog=_MESSAGE_EXITS)
 @_config
 @_json
 @click.argument("message", metavar="ID")
@@ -202,9 +203,15 @@ def _add_action(name: str) -> None:
                 else "at least one filter is needed, or --all"
             )
         selection = _select(filters)
-        from engine.queue.values import Action
+        from engine.queue.values import Action, check_reason
         from engine.worker.queue_apply import ApplyOptions, apply
 
+        # One line, as all reasons.
+        reason = " ".join(reason.split())
+        try:
+            check_reason(reason)
+        except ValueError as error:
+            raise click.UsageError(f"--reason: {error}") from None
         return apply(
             ApplyOptions(
                 config=config,
@@ -222,7 +229,9 @@ def _add_action(name: str) -> None:
     command = click.option("--all", "everybody", is_flag=True, help="All that there are.")(command)
     command = _config(_filters(command))
     help_text = f"{text}\n\nFilters say who; at least one is needed, or --all.\n\n\b\nExample:\n"
-    made = click.command(name, help=f"{help_text}  delivery-engine {example}", epilog=_EXITS)
+    made = click.command(
+        name, help=f"{help_text}  delivery-engine {example}", epilog=_MESSAGE_EXITS
+    )
     queue.add_command(made(command))
 
 
@@ -241,6 +250,7 @@ def weight(*, config: str, tenant: str, job: str | None, weight: float) -> int:
     A tenant has its share among tenants, and a job among its tenant's jobs.
     WEIGHT is above 0; whoever was given none has 1.
     """
+    _select({"tenant": tenant, "job": job})
     from engine.worker.queue_apply import set_weight
 
     return set_weight(config, tenant, weight, job)
@@ -277,7 +287,8 @@ def status(*, config: str, as_json: bool) -> int:
 
 @click.command(
     help=_CONFIG,
-    epilog="Exit status: 0; 64 bad usage; 66 the file cannot be read; 78 bad configuration.",
+    epilog="Exit status: 0; 64 bad usage; 66 the file cannot be read; 75 the output cannot be "
+    "written; 78 bad configuration.",
 )
 @click.option("--config", metavar="FILE", help="Configuration, TOML; without it the defaults.")
 @click.option(

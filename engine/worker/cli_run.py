@@ -28,9 +28,10 @@ Signals:
              most) and end; the second one ends at once, and loses no mail
   HUP        read the configuration again; a bad one is not taken, and the
              log says why
+  USR1       say in the log how much is there, and what was done so far
 
 With "processes" in [worker] above 1 there are as many workers, each with a store of its own beside the
-first, and a parent that starts again those that die. Under systemd: Type=notify, or notify-reload, and
+first, and a parent that starts again those that die; ps -o pid,comm tells them apart. Under systemd: Type=notify, or notify-reload, and
 WatchdogSec if you like."""
 
 _RUN_EXITS = """\b
@@ -71,7 +72,8 @@ class ShareType(click.ParamType["Share"]):
 @click.option(
     "--until-empty",
     is_flag=True,
-    help="End when nothing is left to do; what is held does not count.",
+    help="End when nothing is left to do, or the store turns out to be damaged; what is held does "
+    "not count.",
 )
 @click.option("--share", type=ShareType(), hidden=True, help="Which process of its parent's.")
 def run(*, config: str, sets: tuple[str, ...], until_empty: bool, share: Share | None) -> int:

@@ -2,13 +2,14 @@
 
 Called by the command line before anything else happens.  All problems are collected, so that one
 run shows them all, each with the line or option it comes from.
-Not here: what single settings may be (`engine.settings`, `engine.worker.sections`), and retry rules
-(`engine.queue.retry`).
+Not here: what single settings may be (`engine.settings`, `engine.worker.sections`), retry rules
+(`engine.queue.retry`), and on which line a key is (`engine.worker.toml_lines`).
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import socket
 import tomllib
@@ -30,7 +31,13 @@ from engine.settings import SECRET, Settings, contradictions, explain
 from engine.showing import show, show_key, suggest
 from engine.tls_files import file_problems
 from engine.units import DURATION_ALLOWED, parse_duration
-from engine.worker.sections import QueueSection, TlsReportsSection, WorkerSection
+from engine.worker.sections import (
+    QueueSection,
+    TlsReportsSection,
+    WorkerSection,
+    all_files,
+)
+from engine.worker.toml_lines import locate_keys
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -158,6 +165,7 @@ class _Reader:
         servers, timeout, trusted = self.dns(self.table("dns"))
         queue = self.section("queue", QueueSection) or QueueSection()
         worker = self.section("worker", WorkerSection) or WorkerSection()
+        self.check_files(queue, worker)
         retry = self.retry()
         reporter = self.tls_reporter()
         changes = self.changes(sets)
@@ -205,6 +213,20 @@ class _Reader:
                 if indexes and f"{place}.{problem.key}" not in self.lines:
                     place = "defaults" if f"defaults.{problem.key}" in self.lines else place
                 self.refuse(f"{place}.{problem.key}", problem.found, problem.allowed)
+
+    def check_files(self, queue: QueueSection, worker: WorkerSection) -> None:
+        """See that each file has one use: a log in the file of a store would be the end of it."""
+        uses = {os.path.realpath(self.file): "the configuration"}
+        refused: set[str] = set()
+        for key, file in all_files(self.folder, queue, worker):
+            real = os.path.realpath(file)
+            use = uses.setdefault(real, key)
+            # One that is thrown away is nobody's.
+            if use != key and not real.startswith("/dev/") and key not in refused:
+                refused.add(key)
+                section, _, name = key.partition(".")
+                found = getattr(queue if section == "queue" else worker, name)
+                self.refuse(key, show(found), f"a file of its own; {file} is that of {use}")
 
     def line(self, key: str) -> int:
         """Find the line of a key, else of the nearest table around it, else of what is in it."""
@@ -444,89 +466,3 @@ def _may_be_secret(key: str, text: str) -> bool:
 
 def _plain(text: str) -> str:
     return ascii(text[:80])[1:-1]
-
-
-# ---- the lines of a TOML document ---------------------------------------------------------------
-
-_PART: Final = r"""(?:[A-Za-z0-9_-]+|"(?:\\.|[^"\\\n])*"|'[^'\n]*')"""
-_KEY: Final = rf"{_PART}(?:[ \t]*\.[ \t]*{_PART})*"
-_STATEMENT: Final = re.compile(
-    rf"[ \t]*(?:(?P<open>\[\[?)[ \t]*(?P<header>{_KEY})[ \t]*\]|(?P<key>{_KEY})[ \t]*=)"
-)
-#: What may not be looked into when searching for the end of a statement.
-_TOKEN: Final = re.compile(
-    r'"""(?:\\.|[^\\])*?"""(?:"{0,2})'
-    r"|'''.*?'''(?:'{0,2})"
-    r'|"(?:\\.|[^"\\\n])*"'
-    r"|'[^'\n]*'"
-    r"|\#[^\n]*|[\[\]{}]|\n",
-    re.DOTALL,
-)
-
-
-def locate_keys(text: str) -> dict[str, int]:
-    """Find the line of every key and table header of a TOML document, which `tomllib` forgets.
-
-    Args:
-        text: A document that `tomllib` has accepted; of any other the answer means nothing.
-
-    Returns:
-        Line numbers, from 1, by key path: `defaults.port`, `paths[0]`, `paths[0].match`.  Keys of
-        inline tables are not listed: they are on the line of their table.
-    """
-    lines: dict[str, int] = {}
-    lengths: dict[str, int] = {}
-    table, position, line = "", 0, 1
-    while position < len(text):
-        statement = _STATEMENT.match(text, position)
-        end = _end_of_statement(text, statement.end() if statement else position)
-        if statement and statement["header"]:
-            table = _resolve(_split_key(statement["header"]), lengths)
-            if statement["open"] == "[[":
-                table, name = _next_element(table, lengths)
-                lines.setdefault(name, line)
-            lines.setdefault(table, line)
-        elif statement:
-            parts = [show_key(part) for part in _split_key(statement["key"])]
-            lines[".".join([table, *parts] if table else parts)] = line
-        line += text.count("\n", position, end)
-        position = end
-    return lines
-
-
-def _end_of_statement(text: str, position: int) -> int:
-    depth = 0
-    for token in _TOKEN.finditer(text, position):
-        if token[0] in "[{":
-            depth += 1
-        elif token[0] in "]}":
-            depth -= 1
-        elif token[0] == "\n" and depth <= 0:
-            return token.end()
-    return len(text)
-
-
-def _split_key(key: str) -> list[str]:
-    if "." not in key and key[0] not in "\"'":
-        return [key]
-    parts = []
-    value: object = tomllib.loads(f"{key} = 0")
-    while isinstance(value, dict):
-        ((part, value),) = value.items()
-        parts.append(part)
-    return parts
-
-
-def _resolve(parts: Sequence[str], lengths: Mapping[str, int]) -> str:
-    """Write a header's path with the index of the element that each array of tables is at."""
-    path = ""
-    for index, part in enumerate(parts, 1):
-        path = f"{path}.{show_key(part)}" if path else show_key(part)
-        if path in lengths and index < len(parts):
-            path = f"{path}[{lengths[path] - 1}]"
-    return path
-
-
-def _next_element(name: str, lengths: dict[str, int]) -> tuple[str, str]:
-    lengths[name] = lengths.get(name, 0) + 1
-    return f"{name}[{lengths[name] - 1}]", name

@@ -6,6 +6,9 @@ Called by the command line with options that were understood.  What may be a sec
 from __future__ import annotations
 
 import json
+import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.box import SIMPLE_HEAD
@@ -49,9 +52,18 @@ def show_config(file: str | None, sets: Sequence[str], *, as_json: bool = False)
     }
     if as_json:
         record = {key: {"value": value, "source": place} for key, (value, place) in found.items()}
-        print(json.dumps(record, indent=1))
+        text = json.dumps(record, indent=1) + "\n"
     else:
-        _print_table(found)
+        text = _table(found)
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        # What is left must not be tried once more when the process ends.
+        with Path(os.devnull).open("wb") as null:
+            os.dup2(null.fileno(), _STDOUT)
+        if not isinstance(error, BrokenPipeError):
+            print(f"standard output: {error.strerror}", file=sys.stderr)
+            return Exit.DEFERRED
     return Exit.DELIVERED
 
 
@@ -113,7 +125,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _print_table(found: dict[str, tuple[Any, str]]) -> None:
+def _table(found: dict[str, tuple[Any, str]]) -> str:
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1), highlight=False)
     fitting = Fitting(table)
     table.add_column("Key", no_wrap=True)
@@ -130,4 +142,4 @@ def _print_table(found: dict[str, tuple[Any, str]]) -> None:
         fitting.rows.append((Text(key), cells))
     parts: list[str] = []
     print_to(parts.append, _STDOUT, fitting)
-    print("".join(parts), end="")
+    return "".join(parts)

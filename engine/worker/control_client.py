@@ -17,7 +17,7 @@ import trio
 
 from engine.nursery import tasks_beside
 from engine.queue.errors import StoreBusyError, StoreError
-from engine.queue.values import EVERYBODY, Counts, Page
+from engine.queue.values import EVERYBODY
 from engine.smtp.errors import ContentError
 from engine.worker import control_values as values
 from engine.worker.control import (
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
-    from engine.queue.values import Action, Selection, Submission
+    from engine.queue.entries import Counts, Page
+    from engine.queue.submission import Submission
+    from engine.queue.values import Action, Selection
     from engine.worker.desk import Answer, Status
 
 _R = TypeVar("_R")

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
     from pathlib import Path
 
-    from engine.queue.values import Page, Submission
+    from engine.queue.entries import Page
+    from engine.queue.submission import Submission
     from engine.smtp.content import ContentFacts
     from engine.worker.control_values import EntriesRequest, Request, SubmitRequest, WireMessage
     from engine.worker.desk import Answer, Desk

@@ -13,20 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from engine.message import Message, Notify, Recipient
 from engine.queue import errors
+from engine.queue.entries import Backlog, Counts, Entry, Page
 from engine.queue.errors import StoreError
-from engine.queue.values import (
-    Accepted,
-    Action,
-    Backlog,
-    Counts,
-    Entry,
-    Page,
-    Result,
-    Selection,
-    SiteState,
-    State,
-    Submission,
-)
+from engine.queue.submission import Accepted, Submission
+from engine.queue.values import MAX_REASON, Action, Result, Selection, SiteState, State
 from engine.smtp.content import ContentFacts
 from engine.worker.control import MAX_GROUP_OCTETS, WireError
 from engine.worker.desk import Refused, Status
@@ -43,7 +33,6 @@ _T = TypeVar("_T")
 MAX_MESSAGES: Final = 1000
 #: Entries of one answer.
 MAX_ENTRIES: Final = 5000
-_MAX_REASON: Final = 1000
 
 
 class _Strict(BaseModel):
@@ -134,7 +123,7 @@ class ApplyRequest(_Request):
     do: Literal["apply"] = "apply"
     action: Action
     selection: WireSelection
-    reason: Annotated[str, Field(max_length=_MAX_REASON)] = ""
+    reason: Annotated[str, Field(max_length=MAX_REASON)] = ""
 
 
 class WeightRequest(_Request):

@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from engine.errors import SubmitError
-from engine.queue.values import EVERYBODY, Accepted
+from engine.queue.submission import Accepted
+from engine.queue.values import EVERYBODY, Action
 from engine.smtp.errors import ContentError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+    from engine.queue.entries import Backlog, Counts, Page
     from engine.queue.store import Store
-    from engine.queue.values import Action, Backlog, Counts, Page, Selection, Submission
+    from engine.queue.submission import Submission
+    from engine.queue.values import Selection
 
 #: Contents up to this size are taken unless somebody says otherwise.
 DEFAULT_MESSAGE_OCTETS: Final = 50 * 1024 * 1024
@@ -110,6 +113,7 @@ class Desk(Asked):
         *,
         clock: Callable[[], float] = time.time,
         status: Callable[[], Mapping[str, object]] | None = None,
+        on_removed: Callable[[], Awaitable[None]] | None = None,
         max_message_octets: int = DEFAULT_MESSAGE_OCTETS,
     ) -> None:
         """Stand before a store; whoever opened it keeps it open.
@@ -119,12 +123,15 @@ class Desk(Asked):
             clock: Wall clock, seconds since the epoch.
             status: Says what the worker has to say of itself, in values of JSON; `None` where
                 there is no worker.
+            on_removed: Told when recipients were cancelled or purged, perhaps none; whoever asked
+                for that waits for it.
             max_message_octets: Larger contents are refused.
         """
         self.max_message_octets = max_message_octets
         self._store = store
         self._clock = clock
         self._status = status
+        self._on_removed = on_removed
 
     async def submit(self, submissions: Sequence[Submission]) -> tuple[Answer, ...]:
         """Take messages, together where nothing is wrong with any."""
@@ -148,7 +155,10 @@ class Desk(Asked):
 
     async def apply(self, action: Action, selection: Selection, reason: str = "") -> int:
         """Do something to all that is selected."""
-        return await self._store.apply(action, selection, now=self._clock(), reason=reason)
+        count = await self._store.apply(action, selection, now=self._clock(), reason=reason)
+        if self._on_removed is not None and action in (Action.CANCEL, Action.PURGE):
+            await self._on_removed()
+        return count
 
     async def set_weight(self, tenant: str, weight: float, job: str | None = None) -> None:
         """Say how large a share a tenant, or a job of its, gets."""

@@ -7,7 +7,8 @@ fails takes along is lines, and no mail.
 Several processes append to one file, each whole lines at a time under a lock of the file, and it may
 be moved away at any moment: the next lines go to a new one.  A line that a killed process, or a full
 disk, left unfinished was told to nobody; whoever writes next takes it back.
-Not here: what an outcome makes of its recipient (`engine.queue.decision`).
+Not here: what an outcome makes of its recipient (`engine.queue.decision`), and who has a last line
+without an attempt (`engine.worker.removal_log`).
 """
 
 from __future__ import annotations

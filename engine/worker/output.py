@@ -52,6 +52,13 @@ class Output:
         self._more.set()
 
     @property
+    def complaint(self) -> str | None:
+        """What to say of why it broke, if anything: who has read enough hears nothing."""
+        if self.error is None or isinstance(self.error, BrokenPipeError):
+            return None
+        return f"standard output: {self.error.strerror}"
+
+    @property
     def waiting(self) -> int:
         """How many octets have not been written yet."""
         return self._octets

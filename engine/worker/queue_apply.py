@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from engine.queue.values import Action
+from engine.queue.values import Action, Selection
 from engine.worker.exits import Exit
-from engine.worker.queue_command import run_on_queue
+from engine.worker.queue_command import run_on_queue, tell_no_such_message
+from engine.worker.summary import printable
 
 if TYPE_CHECKING:
-    from engine.queue.values import Selection
+    from engine.queue.values import State
     from engine.worker.output import Output
     from engine.worker.shards import Shards
 
@@ -54,14 +57,26 @@ def apply(options: ApplyOptions) -> int:
 
     async def do(shards: Shards, out: Output) -> int:
         count = await shards.apply(options.action, options.selection, options.reason)
+        message, why = options.selection.message, ""
+        if not count and message is not None:
+            states = await _states_of(shards, message)
+            if not states:
+                return tell_no_such_message(message)
+            found = ", ".join(f"{number:,} {state}" for state, number in sorted(states.items()))
+            why = f"; message {printable(message)} has {found}"
         if options.as_json:
             out.put(json.dumps({"action": options.action.value, "recipients": count}) + "\n")
         else:
             noun = "recipient" if count == 1 else "recipients"
-            out.put(f"{count:,} {noun} {_DONE[options.action]}\n")
+            out.put(f"{count:,} {noun} {_DONE[options.action]}{why}\n")
         return Exit.DELIVERED
 
     return run_on_queue(options.config, "steer", do, stdout=options.stdout)
+
+
+async def _states_of(shards: Shards, message: str) -> Counter[State]:
+    async with aclosing(shards.entries(Selection(message=message))) as entries:
+        return Counter([entry.state async for entry in entries])
 
 
 def set_weight(

@@ -14,7 +14,9 @@ from engine.queue.errors import StoreDamagedError, StoreError, StoreUnusableErro
 from engine.worker.exits import Exit
 from engine.worker.given import read_config
 from engine.worker.output import open_output
+from engine.worker.refusals import SAVE
 from engine.worker.shards import open_shards
+from engine.worker.summary import printable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -46,15 +48,27 @@ def run_on_queue(file: str | None, purpose: Purpose, do: Do, *, stdout: int = 1)
 async def _run(config: Config, purpose: Purpose, do: Do, stdout: int) -> int:
     async with open_output(stdout) as out, open_shards(config, purpose) as shards:
         try:
-            return await do(shards, out)
+            status = await do(shards, out)
         except StoreError as error:
-            return tell(error)
+            status = tell(error)
+        await out.flush()
+        if out.complaint is not None:
+            # Half a list must not pass for the whole.
+            print(out.complaint, file=sys.stderr)
+            status = status or Exit.DEFERRED
+        return status
+
+
+def tell_no_such_message(message: str) -> Exit:
+    """Say that a message that was named is not there, and return the exit status for it."""
+    print(f"no message {printable(message)} is in the queue", file=sys.stderr)
+    return Exit.NO_INPUT
 
 
 def tell(error: StoreError) -> Exit:
     """Say what is wrong with a store, and return the exit status for it."""
     print(error, file=sys.stderr)
     if isinstance(error, StoreDamagedError):
-        print("what can still be read can be saved: queue export", file=sys.stderr)
+        print(SAVE, file=sys.stderr)
     is_lasting = isinstance(error, StoreUnusableError | StoreDamagedError)
     return Exit.IO_ERROR if is_lasting else Exit.DEFERRED

@@ -17,7 +17,8 @@ import trio
 from engine.queue.errors import StoreDamagedError, StoreError
 from engine.queue.export import Damage, export_messages
 from engine.queue.sqlite import open_store
-from engine.queue.values import MAX_NAME, Selection, State
+from engine.queue.submission import MAX_NAME
+from engine.queue.values import Selection, State
 from engine.units import timestamp
 from engine.worker.exits import Exit
 from engine.worker.given import read_config
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.message import Recipient
+    from engine.queue.entries import Entry, StoredMessage
     from engine.queue.store import Store
-    from engine.queue.values import Entry, StoredMessage
     from engine.worker.config import Config
 
 #: The batch that `submit` takes again.

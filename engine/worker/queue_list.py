@@ -6,7 +6,6 @@ Called by the command line with options that were understood.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -15,15 +14,14 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Group
 from rich.text import Text
 
-from engine.queue.values import EVERYBODY, Selection, State
+from engine.queue.values import EVERYBODY, Selection, State, is_text
 from engine.worker.exits import Exit
-from engine.worker.queue_command import run_on_queue
+from engine.worker.queue_command import run_on_queue, tell_no_such_message
 from engine.worker.queue_tables import entry_table, last_outcomes, message_head
 from engine.worker.screen import print_to
-from engine.worker.summary import printable
 
 if TYPE_CHECKING:
-    from engine.queue.values import Entry
+    from engine.queue.entries import Entry
     from engine.worker.output import Output
     from engine.worker.shards import Shards
 
@@ -116,14 +114,15 @@ async def _list(options: ListOptions, shards: Shards, out: Output) -> None:
 
 def show_message(options: ShowOptions) -> int:
     """Run `queue show` and return its exit status."""
+    if not is_text(options.message):
+        return tell_no_such_message(options.message)
 
     async def do(shards: Shards, out: Output) -> int:
         found = shards.entries(Selection(message=options.message))
         async with aclosing(found) as entries:
             recipients = [entry async for entry in entries]
         if not recipients:
-            print(f"no message {printable(options.message)} is in the queue", file=sys.stderr)
-            return Exit.NO_INPUT
+            return tell_no_such_message(options.message)
         if options.as_json:
             out.put(_ENCODER.encode(_record(recipients)) + "\n")
         else:

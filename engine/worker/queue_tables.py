@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from engine.queue.values import Backlog, Counts, Entry
+    from engine.queue.entries import Backlog, Counts, Entry
 
 #: How each state looks; the words alone say it too, for whoever sees no colours.
 STYLES: Final = {

@@ -12,6 +12,7 @@ from typing import Final
 from engine.errors import ConfigError, EngineError
 from engine.queue.errors import (
     StoreBusyError,
+    StoreDamagedError,
     StoreError,
     StoreFullError,
     StoreReadOnlyError,
@@ -39,6 +40,10 @@ class RunExit(IntEnum):
 REFUSALS: Final = frozenset(RunExit) - {RunExit.ENDED}
 
 
+#: What to do about a store that is damaged.
+SAVE: Final = "what can still be read can be saved: queue export"
+
+
 def explain_refusal(error: EngineError | OSError) -> tuple[RunExit, str]:
     """Return the exit status that an error ends a worker with, and the text for a person."""
     match error:
@@ -48,6 +53,8 @@ def explain_refusal(error: EngineError | OSError) -> tuple[RunExit, str]:
             return RunExit.TRY_LATER, str(error)
         case StoreReadOnlyError():
             return RunExit.CANNOT_CREATE, str(error)
+        case StoreDamagedError():
+            return RunExit.NO_INPUT, f"{error}\n{SAVE}"
         case StoreError():
             return RunExit.NO_INPUT, str(error)
         case OSError():

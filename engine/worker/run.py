@@ -132,8 +132,8 @@ async def run(engine: Deliverer, open_source: OpenSource, manner: Manner) -> Exi
         this.conclude()
         await stdout.flush()
         this.incidents.is_unheard = stdout.broken.is_set()
-        if stdout.error is not None and not isinstance(stdout.error, BrokenPipeError):
-            screen.say(f"standard output: {stdout.error.strerror}")
+        if stdout.complaint is not None:
+            screen.say(stdout.complaint)
     return this.exit_status()
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, PlainValidator
-from pydantic_core import PydanticCustomError
 
 from engine.queue.decision import Unknown
 from engine.report.bounce import BounceSettings
-from engine.setting_types import Flag, Limit, Seconds, one_of
+from engine.setting_types import Flag, Limit, Seconds, one_of, refusal
 from engine.showing import show
 from engine.units import (
     DAYS,
@@ -25,6 +24,7 @@ from engine.units import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 Bounce: TypeAlias = Literal["report", "event", "both"]
@@ -33,23 +33,20 @@ UnknownWord: TypeAlias = Literal["retry", "assume-delivered", "hold"]
 
 #: Of one worker.
 MAX_PROCESSES: Final = 64
-
-
-def _refusal(found: str, allowed: str) -> PydanticCustomError:
-    facts = {"found": found, "allowed": allowed}
-    return PydanticCustomError("setting", "found {found}; allowed {allowed}", facts)
+#: What stands beside a store, by what its name ends in: SQLite's own, and locks.
+_BESIDE_STORE: Final = ("-wal", "-shm", "-journal", ".lock", ".parent.lock", ".removals.lock")
 
 
 def _file(value: object) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
-        raise _refusal(show(value), "a file name")
+        raise refusal(show(value), "a file name")
     return value
 
 
 def _processes(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_PROCESSES:
         return value
-    raise _refusal(show(value), f"a whole number from 1 to {MAX_PROCESSES}")
+    raise refusal(show(value), f"a whole number from 1 to {MAX_PROCESSES}")
 
 
 def _waits(value: object) -> tuple[float, ...]:
@@ -58,19 +55,19 @@ def _waits(value: object) -> tuple[float, ...]:
         return tuple(sorted(map(parse_duration, values)))
     except ValueError:
         allowed = f"{DURATION_ALLOWED}; or a list of them, an empty one for never"
-        raise _refusal(show(value), allowed) from None
+        raise refusal(show(value), allowed) from None
 
 
 def _octets(value: object) -> int:
     try:
         return parse_octets(value)
     except ValueError:
-        raise _refusal(show(value), OCTETS_ALLOWED) from None
+        raise refusal(show(value), OCTETS_ALLOWED) from None
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise _refusal(show(value), "a text of one line")
+        raise refusal(show(value), "a text of one line")
     return value
 
 
@@ -80,7 +77,7 @@ def _own_name(value: object) -> str | None:
     try:
         BounceSettings(str(value))
     except ValueError:
-        raise _refusal(show(value), "a domain name or an address literal") from None
+        raise refusal(show(value), "a domain name or an address literal") from None
     return str(value)
 
 
@@ -90,7 +87,7 @@ def _mailbox(value: object) -> str | None:
     try:
         BounceSettings("localhost", str(value))
     except ValueError:
-        raise _refusal(show(value), "a mailbox in US-ASCII") from None
+        raise refusal(show(value), "a mailbox in US-ASCII") from None
     return str(value)
 
 
@@ -176,3 +173,23 @@ def shard_file(base: Path, name: str, shard: int) -> Path:
     """
     path = base / name
     return path if shard == 1 else path.with_name(f"{path.stem}-{shard}{path.suffix}")
+
+
+def all_files(base: Path, queue: QueueSection, worker: WorkerSection) -> Iterator[tuple[str, Path]]:
+    """Yield every file that processes of a worker write to, with the key that names it.
+
+    Args:
+        base: The folder that names are relative to.
+        queue: Names the store.
+        worker: Names the others.
+    """
+    numbers = range(1, worker.processes + 1)
+    for key, name in (("queue.path", queue.path), ("worker.state", worker.state)):
+        for number in numbers:
+            file = shard_file(base, name, number)
+            yield key, file
+            for end in _BESIDE_STORE:
+                yield key, file.with_name(f"{file.name}{end}")
+    for number in numbers:
+        yield "worker.socket", shard_file(base, worker.socket, number)
+    yield "worker.outcomes", base / worker.outcomes

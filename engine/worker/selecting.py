@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import idna
 
-from engine.queue.values import Selection, State
+from engine.queue.values import Selection, State, is_text
 from engine.smtp.address import parse_reverse_path
 
 if TYPE_CHECKING:
@@ -38,8 +38,15 @@ def select(
         job: Of this job.
 
     Raises:
-        ValueError: The domain or the sender is none; the text says what is allowed.
+        ValueError: The domain or the sender is none, or another text is none that there could be;
+            what is allowed is said.
     """
+    texts = {"--message": message, "--recipient": recipient, "--tenant": tenant, "--job": job}
+    for option, text in texts.items():
+        if text is not None and not is_text(text):
+            raise ValueError(
+                f"{option}: found {text[:80]!a}; allowed is text that UTF-8 can encode"
+            )
     if sender is not None:
         try:
             mailbox = parse_reverse_path(sender)

@@ -70,8 +70,9 @@ Put a message from standard input into the queue, as sendmail would.
                 /etc/delivery-engine/engine.toml
   -bm           send, the default
   -bp           list the queue
+  -q            do nothing: the worker tries what waits by itself
 
--A, -d, -e, -G, -h, -L, -m, -n, -O, -o, -p, -q, -U, -v and -X are ignored.
+-A, -d, -e, -G, -h, -L, -m, -n, -O, -o, -p, -U, -v and -X are ignored.
 Date, Message-ID and From are added where they are missing; Bcc is taken out.
 Addresses without a domain are of this host. Nothing is taken when an address
 cannot be used.
@@ -104,6 +105,9 @@ def sendmail(
         from engine.worker.queue_list import ListOptions, list_queue
 
         return list_queue(ListOptions(config=file))
+    if flags.runs_queue and not flags.recipients and not flags.from_header:
+        # From a timer, mostly; the worker does that when it is time.
+        return Exit.DELIVERED
     if not flags.recipients and not flags.from_header:
         print(f"{name}: found no recipient; allowed are some, or -t", file=sys.stderr)
         return Exit.USAGE

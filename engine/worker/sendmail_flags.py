@@ -22,7 +22,7 @@ _WITH_VALUE: Final = "ABCFLNORVXefhopr"
 #: Flags whose value, if any, is the rest of the argument.
 _WITH_REST: Final = "bdq"
 #: They ask for what is so anyway, or for what no program depends on.
-_IGNORED: Final = "ABGLOUXdehmnopqv"
+_IGNORED: Final = "ABGLOUXdehmnopv"
 _ENVID: Final = re.compile(r"[ -~]{1,100}")
 _ALLOWED: Final = (
     "-t, -i, -f ADDR, -F NAME, -r ADDR, -N DSN, -R full|hdrs, -V ENVID, -B TYPE, -C FILE, -bm, -bp"
@@ -36,6 +36,7 @@ class Flags:
     Attributes:
         recipients: Addresses, as header fields may have them.
         shows_queue: `-bp`: list the queue, and send nothing.
+        runs_queue: `-q`: have what waits tried, which the worker does by itself.
         from_header: `-t`: recipients stand in the header section as well.
         ignores_dots: `-i`, `-oi`: a line with a lone dot does not end the message.
         sender: `-f`, `-r`: the reverse-path; `None`: the user's.
@@ -48,6 +49,7 @@ class Flags:
 
     recipients: tuple[str, ...] = ()
     shows_queue: bool = False
+    runs_queue: bool = False
     from_header: bool = False
     ignores_dots: bool = False
     sender: str | None = None
@@ -109,6 +111,8 @@ def _apply(flags: Flags, letter: str, value: str) -> Flags:
         if value not in ("m", "p"):
             raise _refusal("b", value, "-bm (send, the default) and -bp (list the queue)")
         return replace(flags, shows_queue=value == "p")
+    if letter == "q":
+        return replace(flags, runs_queue=True)
     if letter == "B" and value.upper() not in ("7BIT", "8BITMIME"):
         raise _refusal("B", value, "7BIT or 8BITMIME")
     if letter in _IGNORED:

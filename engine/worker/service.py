@@ -30,13 +30,14 @@ import trio
 
 from engine.errors import EngineError
 from engine.nursery import tasks_beside
-from engine.queue.errors import StoreError
+from engine.queue.errors import StoreDamagedError, StoreError
 from engine.queue.sql_submit import DEFAULT_RESERVE_OCTETS
 from engine.queue.sqlite import open_store
 from engine.units import timestamp
 from engine.worker.given import open_state
 from engine.worker.lock import hold_lock
 from engine.worker.refusals import explain_refusal
+from engine.worker.removal_log import RemovalLog, lock_of
 from engine.worker.share import Share, files_of, share_config
 from engine.worker.shift import Shift
 from engine.worker.signals import heed_signals
@@ -59,6 +60,9 @@ _LOOK_SECONDS: Final = 1.0
 #: Between two tries of what did not work, at first and at most.
 _PAUSE: Final = 0.1
 _LAST_PAUSE: Final = 30.0
+
+#: What became of recipients, as `Shift.report` counts them.
+_STATUSES: Final = ("delivered", "deferred", "failed", "unknown")
 
 #: What stays as it is until the worker is started anew.
 _FIXED: Final = (
@@ -120,11 +124,14 @@ class Service:
         self._began = manner.clock()
         self._shifts: list[Shift] = []
         self._desk: Desk | None = None
+        self._removals: RemovalLog | None = None
         self._ending = trio.Event()
         self._is_stopping = False
         self._is_reload_wanted = False
         self._is_reloading = False
         self._news = trio.Event()
+        self._question = trio.Event()
+        self._damage: StoreDamagedError | None = None
 
     async def run(self) -> None:
         """Work until told to end, or until nothing is left where that was asked for.
@@ -132,7 +139,8 @@ class Service:
         Raises:
             LockedError: Another worker is at the store.
             ConfigError: The configuration cannot be used.
-            StoreError: The store cannot be opened, or what is left in it not taken over.
+            StoreError: The store cannot be opened, or what is left in it not taken over; or it is
+                damaged, where nothing else is left to do.
             OSError: A file cannot be made.
         """
         files = self._files
@@ -152,26 +160,33 @@ class Service:
         from engine.worker.control_server import serve_control
         from engine.worker.desk import Desk
 
-        desk = Desk(
-            store,
-            clock=self._manner.clock,
-            status=self.status,
-            max_message_octets=self._config.queue.max_message_octets,
-        )
-        self._desk = desk
         # The lock says that nobody else is here: whoever holds leases is gone.
         dead = [owner.name for owner in await store.owners()]
         shift = self._make_shift(self._config, store, hints, dead=dead)
+        removals = self._removals = RemovalLog(store, shift.outcomes, lock_of(self._files.store))
+        desk = self._desk = Desk(
+            store,
+            clock=self._manner.clock,
+            status=self.status,
+            on_removed=removals.flush,
+            max_message_octets=self._config.queue.max_message_octets,
+        )
         async with tasks_beside() as beside:
             await beside.start(serve_control, self._files.socket, desk)
             async with tasks_beside() as shifts:
                 await self._begin(shift, shifts)
                 beside.start_soon(self._notifier.keep_alive, _answering(store))
+                beside.start_soon(removals.run)
+                beside.start_soon(self._tell_when_asked, store)
                 if self._manner.until_empty:
                     beside.start_soon(self._end_when_empty, store)
                 self._say_ready()
                 self._on_ready(self._description())
                 await self._lead(store, hints, shifts)
+            await removals.flush()
+            await removals.outcomes.close()
+        if self._damage is not None:
+            raise self._damage
 
     # -- being steered ----------------------------------------------------------------------
 
@@ -193,6 +208,10 @@ class Service:
         """Read the configuration again, and open logs anew."""
         self._is_reload_wanted = True
         self._news.set()
+
+    def tell(self) -> None:
+        """Say in the log how much is there, and what was done so far."""
+        self._question.set()
 
     def _end(self) -> None:
         if not self._is_ending:
@@ -226,6 +245,29 @@ class Service:
             facts |= {"healthy": False, "problem": problem}
         return facts
 
+    async def _tell_when_asked(self, store: Store) -> None:
+        while True:
+            await self._question.wait()
+            self._question = trio.Event()
+            try:
+                counts = await store.counts(now=self._manner.clock())
+            except StoreError as error:
+                there = f"the store cannot be counted: {error}"
+            else:
+                there = (
+                    f"{counts.queued} queued ({counts.due} due), {counts.leased} leased, "
+                    f"{counts.held} held, {counts.ended} to be reported on"
+                )
+            facts = self.status()
+            done = ", ".join(f"{facts[name]} {name}" for name in _STATUSES)
+            _log.info(
+                "%s: %s; %s connections; so far %s",
+                facts["state"],
+                there,
+                facts["connections"],
+                done,
+            )
+
     def _description(self) -> str:
         return f"pid {os.getpid()}, store {self._files.store}, socket {self._files.socket}"
 
@@ -258,6 +300,8 @@ class Service:
         await shifts.start(shift.run, name="shift")
         self._shifts = [each for each in self._shifts if not each.is_over.is_set()]
         self._shifts.append(shift)
+        if self._removals is not None:
+            self._removals.outcomes = shift.outcomes
         if self._is_stopping:
             shift.stop()
 
@@ -331,9 +375,14 @@ class Service:
     # -- the end ----------------------------------------------------------------------------
 
     async def _end_when_empty(self, store: Store) -> None:
-        while True:
-            if await self._is_empty(store):
-                break
+        while not await self._is_empty(store):
+            failure = self._shifts[-1].scheduler.tally().failure
+            if isinstance(failure, StoreDamagedError):
+                self._damage = failure
+            if self._damage is not None:
+                # It does not pass, and what is left would be tried for ever.
+                self._end()
+                return
             await trio.sleep(_PAUSE)
         _log.info("nothing is left to do")
         self._end()
@@ -346,6 +395,9 @@ class Service:
             return False
         try:
             counts = await store.counts(now=self._manner.clock())
+        except StoreDamagedError as error:
+            self._damage = error
+            return False
         except StoreError as error:
             _log.error("the store cannot be counted: %s", error)
             return False

@@ -17,17 +17,23 @@ import trio
 
 from engine.nursery import tasks_beside
 from engine.queue.errors import StoreUnusableError
-from engine.queue.values import EVERYBODY, Accepted
+from engine.queue.submission import Accepted
+from engine.queue.values import EVERYBODY
 from engine.worker.control_client import ControlClient, ControlLostError, open_control
 from engine.worker.desk import Asked, Desk, Refused
+from engine.worker.lock import lock_file
+from engine.worker.outcome_log import OutcomeLog
+from engine.worker.removal_log import RemovalLog, lock_of
 from engine.worker.sections import shard_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
+    from engine.queue.entries import Counts, Entry, Page
     from engine.queue.store import Store
-    from engine.queue.values import Action, Counts, Entry, Page, Selection, Submission
+    from engine.queue.submission import Submission
+    from engine.queue.values import Action, Selection
     from engine.worker.config import Config
     from engine.worker.desk import Answer, Status
 
@@ -87,6 +93,7 @@ class Shard(Asked):
         socket: Path,
         *,
         purpose: Purpose,
+        outcomes: OutcomeLog,
         max_message_octets: int,
         nursery: trio.Nursery,
     ) -> None:
@@ -94,6 +101,7 @@ class Shard(Asked):
         self.file = file
         self.socket = socket
         self._purpose = purpose
+        self._outcomes = outcomes
         self._max_message_octets = max_message_octets
         # Tasks that keep what was opened open.
         self._nursery = nursery
@@ -175,10 +183,19 @@ class Shard(Asked):
             yield Desk(MemoryStore())
             return
         if self._purpose == "submit":
-            await trio.to_thread.run_sync(_give_to_owner, self.file)
+            await trio.to_thread.run_sync(_give_to_owner, self.file, self.file.parent, 0o600)
         async with AsyncExitStack() as stack:
             store = await self._open_store(stack)
-            yield Desk(store, max_message_octets=self._max_message_octets)
+            lock = lock_of(self.file)
+            removals = RemovalLog(store, self._outcomes, lock)
+
+            async def log_removals() -> None:
+                for file, mode in ((self._outcomes.path, 0o640), (lock_file(lock), 0o600)):
+                    await trio.to_thread.run_sync(_give_to_owner, file, self.file, mode)
+                await removals.flush()
+                await self._outcomes.close()
+
+            yield Desk(store, on_removed=log_removals, max_message_octets=self._max_message_octets)
 
     async def _open_store(self, stack: AsyncExitStack) -> Store:
         from engine.queue.sqlite import open_store
@@ -188,21 +205,26 @@ class Shard(Asked):
         )
 
 
-def _give_to_owner(file: Path) -> None:
-    """Make a file that is not there for the owner of its folder, where root submits first.
+def _give_to_owner(file: Path, of: Path, mode: int) -> None:
+    """Make a file that is not there for the owner of another, where root is here first.
 
     Else the worker, which runs as somebody else, could not open it.  SQLite gives what it makes
     beside a file the file's owner.
+
+    Args:
+        file: The file.
+        of: Whose owner gets it; for a store that of its folder.
+        mode: What is permitted.
     """
     if os.geteuid() != 0:
         return
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     except OSError:
         # It is there, or whoever opens it says what is wrong.
         return
     try:
-        owner = file.parent.stat()
+        owner = of.stat()
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
     finally:
         os.close(descriptor)
@@ -284,17 +306,20 @@ async def open_shards(config: Config, purpose: Purpose) -> AsyncIterator[Shards]
         config: Says where they are, and how many.
         purpose: What files are opened for, where no worker runs.
     """
+    worker = config.worker
+    outcomes = OutcomeLog(config.folder / worker.outcomes, has_transcripts=worker.transcripts)
     async with tasks_beside() as nursery:
         yield Shards(
             [
                 Shard(
                     number,
                     shard_file(config.folder, config.queue.path, number),
-                    shard_file(config.folder, config.worker.socket, number),
+                    shard_file(config.folder, worker.socket, number),
                     purpose=purpose,
+                    outcomes=outcomes,
                     max_message_octets=config.queue.max_message_octets,
                     nursery=nursery,
                 )
-                for number in range(1, config.worker.processes + 1)
+                for number in range(1, worker.processes + 1)
             ]
         )

@@ -133,7 +133,8 @@ async def stranded(config: Config) -> list[str]:
         path = files_of(config, number).store
         if not await trio.Path(path).exists():
             continue
-        async with open_store(path, is_read_only=True) as store:
+        # Not read only: it may be of an earlier release.
+        async with open_store(path) as store:
             counts = await store.counts(now=0.0)
         if left := counts.queued + counts.leased + counts.held + counts.ended:
             found.append(

@@ -156,7 +156,8 @@ class Shift:
         """Return its numbers of this moment, as JSON has them."""
         tally, numbers = self.scheduler.tally(), self.engine.statistics()
         return {
-            "healthy": not tally.is_failing,
+            "healthy": tally.failure is None,
+            "problem": None if tally.failure is None else str(tally.failure),
             "in_flight": tally.out,
             "unsettled": tally.unsettled,
             "leased": tally.leased,

@@ -1,6 +1,8 @@
 """The signals of a process that serves: the first TERM or INT drains, the second stops, HUP reloads.
 
-Used by one worker, and by the parent of several.  Not here: what draining and reloading are.
+USR1 has the log say how it goes; what else it could mean to whoever sends it, as to open logs anew, is
+done already.  Used by one worker, and by the parent of several.  Not here: what draining and
+reloading are.
 """
 
 from __future__ import annotations
@@ -26,6 +28,10 @@ class Steered(Protocol):
         """Read the configuration again."""
         ...
 
+    def tell(self) -> None:
+        """Say in the log how it goes."""
+        ...
+
 
 class Signals:
     """Tells what is steered what each signal means.
@@ -40,6 +46,9 @@ class Signals:
 
     def take(self, number: int) -> None:
         """Act on a signal."""
+        if number == signal.SIGUSR1:
+            self._steered.tell()
+            return
         if number == signal.SIGHUP:
             # Too late for another configuration once the end has begun.
             if not self.ends:
@@ -63,7 +72,8 @@ async def heed_signals(
         steered: What is told.
         task_status: Started when signals are heard.
     """
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    with trio.open_signal_receiver(*numbers) as received:
         task_status.started()
         signals = Signals(steered)
         async for number in received:

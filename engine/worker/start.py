@@ -18,9 +18,10 @@ import trio
 
 from engine.errors import ConfigError, EngineError
 from engine.nursery import tasks_beside
+from engine.queue.errors import StoreDamagedError
 from engine.worker.config import load_config
 from engine.worker.exits import Exit
-from engine.worker.forked import fork
+from engine.worker.forked import fork, name_process
 from engine.worker.given import read_config
 from engine.worker.lock import hold_lock
 from engine.worker.notify import Notifier
@@ -71,6 +72,9 @@ def run_worker(options: RunOptions) -> int:
         number, children = fork(count)
         if number:
             options = replace(options, share=Share(number, count))
+    if options.share is not None:
+        # One that was forked has the command line of its parent.
+        name_process(f"engine {options.share}")
     try:
         return trio.run(_run, options, config, children)
     finally:
@@ -114,8 +118,9 @@ class _Starter:
         except (EngineError, OSError) as error:
             status, text = explain_refusal(error)
             for line in text.splitlines():
-                # Later on it is none of the reasons that were foreseen.
-                _log.error("%s", line, exc_info=self._is_ready)
+                # Later on it is none of the reasons that were foreseen, but for one.
+                is_foreseen = not self._is_ready or isinstance(error, StoreDamagedError)
+                _log.error("%s", line, exc_info=not is_foreseen)
             return status
 
     async def _work(self, share: Share, *, patience: float = 0.0) -> int:

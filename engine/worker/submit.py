@@ -24,7 +24,7 @@ from engine.queue.errors import (
     StoreError,
     StoreUnusableError,
 )
-from engine.queue.values import Submission
+from engine.queue.submission import Submission
 from engine.units import parse_moment
 from engine.worker.batch import Wishes
 from engine.worker.desk import Refused
@@ -177,6 +177,8 @@ async def submit_all(
         this.conclude()
         await out.flush()
         this.incidents.is_unheard = out.broken.is_set()
+        if out.complaint is not None:
+            err.put(f"{out.complaint}\n")
     return this.exit_status()
 
 

@@ -20,7 +20,7 @@ import trio
 
 from engine.nursery import tasks_beside
 from engine.worker.notify import listen
-from engine.worker.refusals import REFUSALS
+from engine.worker.refusals import REFUSALS, RunExit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -67,7 +67,7 @@ class Supervisor:
         notifier: Who is told how we are.
         on_ready: Called when all work for the first time.
         drain_timeout: How long children may take to end when they are told to, in seconds.
-        is_finite: Whether a child that ends with status 0 is done.
+        is_finite: Whether a child that ends with status 0 is done, and one whose store is damaged.
         forked: Children that wait to begin, by shard; those that begin are taken out.
     """
 
@@ -127,6 +127,13 @@ class Supervisor:
             self._waiting_for.add(child.shard)
         self._pass_on(signal.SIGHUP, ready)
 
+    def tell(self) -> None:
+        """Say who is at work, and have those say how it goes; one that begins does not hear yet."""
+        working = [child for _, child in sorted(self._children.items()) if child.has_worked]
+        who = ", ".join(map(str, working)) or "none"
+        _log.info("%d of %d processes are at work: %s", len(working), self.count, who)
+        self._pass_on(signal.SIGUSR1, working)
+
     def _pass_on(self, number: int, children: Iterable[_Child]) -> None:
         for child in children:
             child.process.send_signal(number)
@@ -147,6 +154,12 @@ class Supervisor:
                 return
             if self.is_finite and code == 0:
                 self._statuses[shard] = 0
+                self._note_ready(shard)
+                return
+            if self.is_finite and code == RunExit.NO_INPUT and self._has_been_ready:
+                # Its store does not mend by itself.
+                _log.error("%s %s; the others go on", child, describe_end(code))
+                self._statuses[shard] = code
                 self._note_ready(shard)
                 return
             if code in REFUSALS and not self._has_been_ready:

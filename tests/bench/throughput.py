@@ -7,6 +7,9 @@ a processor of its own, and so has each sender.
 This engine runs in three manners: with DATA and the next envelope not yet behind the dot, as the
 peers do it; with the next envelope behind the dot; and with CHUNKING, eight messages in flight.
 
+Every sender in Python has the garbage collector look every 50,000 objects, as the engine's own
+command line does; by default it looks every 700, which costs a tenth.
+
 Beside them goes as little as a Trio program can do in each of these manners: what is lost to it is
 what the engine's own work costs, and what it does not reach is out of reach for us.
 

@@ -519,6 +519,67 @@ async def test_a_host_that_turns_three_connections_away_in_a_row_rests(
     assert hosts.made == [MX1] * 3
 
 
+HELLO = "S: 220 mx.test\nC: EHLO me.test\nS: 250 mx.test\nC: MAIL FROM:<s@me.test>\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "verdict"),
+    [
+        ("S: 421 4.7.28 too much of you", "deferred host mail reply 421"),
+        ("! close", "deferred host mail closed -"),
+    ],
+)
+async def test_a_host_that_ends_three_sessions_in_a_row_at_their_first_mail_rests(
+    end, verdict, autojump_clock
+):
+    """It limits how much it takes of us; with a connection for each message we would ask for worse."""
+    recipients = [f"{number}@site.test" for number in range(40)]
+    script = NEXT.join([f"{HELLO}{end}\n"] * 10)
+    async with scripted({MX1: script}, is_watched=False) as hosts:
+        outcomes = await deliver(
+            hosts, *map(message, recipients), routes=[MX1], options={"max_connections": 3}
+        )
+
+    assert sorted(told(outcomes)) == sorted(f"{recipient} {verdict}" for recipient in recipients)
+    assert 3 <= len(hosts.made) <= 5  # two may be under way when the third one has ended
+    # The last ones were not said a word for; their outcomes tell why, and of nobody else's mail.
+    assert "192.0.2.1 [192.0.2.1]:25 ends sessions before it takes any mail" in outcomes[-1].text
+    assert "s@me.test" not in outcomes[-1].text
+
+
+async def test_a_host_that_ends_a_session_behind_mail_it_took_does_not_rest(autojump_clock):
+    """So servers do that limit the messages of a connection."""
+    recipients = [f"{number}@site.test" for number in range(10)]
+    scripts = [
+        delivery(taken)
+        + f"C: MAIL FROM:<s@me.test>\nC: RCPT TO:<{left}>\nC: DATA\nS: 421 4.7.0 enough\n"
+        for taken, left in zip(recipients[::2], recipients[1::2], strict=True)
+    ]
+    async with scripted({MX1: NEXT.join(scripts)}) as hosts:
+        outcomes = await deliver(
+            hosts, *map(message, recipients), routes=[MX1], options={"max_connections": 1}
+        )
+
+    assert [outcome.status for outcome in outcomes] == ["delivered", "deferred"] * 5
+    assert hosts.made == [MX1] * 5
+
+
+async def test_a_host_that_ended_sessions_and_took_mail_since_may_do_so_again(autojump_clock):
+    busy = f"{HELLO}S: 421 4.7.28 too much of you\n" + NEXT
+    scripts = {MX1: busy * 2 + delivery(A) + NEXT + busy * 2 + delivery(B)}
+    async with scripted(scripts) as hosts:
+        async with Engine(settings(), routes=[("*", [MX1])], connector=hosts) as engine:
+            for recipient in (*"vw", A, *"xy", B):
+                await engine.submit(
+                    message(recipient if "@" in recipient else f"{recipient}@c.test")
+                )
+                outcome = await engine.outcomes.receive()
+                await trio.sleep(6)
+
+    assert told([outcome]) == delivered(B)
+    assert hosts.made == [MX1] * 6
+
+
 async def test_a_session_that_stands_ends_the_count_of_those_turned_away(autojump_clock):
     busy = "S: 421 not now\n" + NEXT
     scripts = {MX1: busy * 2 + delivery(A) + NEXT + busy * 2 + delivery(B)}

@@ -21,7 +21,7 @@ from engine.net.options import ConnectOptions
 from engine.net.stream import SocketStream
 from engine.outcome import Cause, Scope
 from engine.route import Candidate
-from engine.setting_types import Proxy
+from engine.setting_proxy import Proxy
 from engine.smtp.stages import Stage
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from engine.net.options import ConnectOptions
 from engine.outcome import Cause, Scope
 from engine.queue.hints import MemoryHints
 from engine.route import Candidate
-from engine.setting_types import Proxy
+from engine.setting_proxy import Proxy
 from engine.smtp.stages import Stage
 
 HERE = "127.0.0.1"

@@ -21,7 +21,7 @@ from engine.net.tcp_info import TcpState, read_tcp_info
 from engine.outcome import Cause, Scope
 from engine.queue.hints import MemoryHints
 from engine.route import Candidate
-from engine.setting_types import Proxy
+from engine.setting_proxy import Proxy
 from engine.smtp.stages import Stage
 
 HERE = "127.0.0.1"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.net.proxy_choice import ProxyMemory, in_order
 from engine.queue.hints import MemoryHints
-from engine.setting_types import Proxy
+from engine.setting_proxy import Proxy
 
 
 def proxy(name: str, priority: int = 1, weight: int = 1) -> Proxy:

@@ -7,7 +7,8 @@ from itertools import count
 from engine.content import from_text
 from engine.message import Message, Recipient
 from engine.outcome import Cause, Outcome, Peer, Scope, Status
-from engine.queue.values import Result, Settlement, Submission
+from engine.queue.submission import Submission
+from engine.queue.values import Result, Settlement
 from engine.smtp.reply import Reply
 from engine.smtp.stages import Stage
 

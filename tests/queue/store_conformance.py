@@ -17,7 +17,8 @@ from engine.errors import SubmitError
 from engine.message import Message, Recipient
 from engine.queue.errors import DuplicateIdError, LeaseLostError
 from engine.queue.store import DEFAULT_OVERDUE
-from engine.queue.values import Action, Result, Selection, Settlement, SiteState, State, Submission
+from engine.queue.submission import Submission
+from engine.queue.values import Action, Result, Selection, Settlement, SiteState, State
 from tests.queue.mail import START, addresses_in, leased_in, mail, settlements, take
 
 HOUR = 3600.0
@@ -1122,6 +1123,102 @@ async def what_was_delivered_while_it_was_to_be_cancelled_was_delivered(store):
 
     assert await states_of(store) == []
     assert await store.ended() == ()
+    assert await store.removals() == ()
+
+
+async def removed_from(store):
+    return [
+        (each.message, each.recipient, each.attempts, each.action.value, each.reason, each.at)
+        for each in await store.removals()
+    ]
+
+
+async def who_is_taken_out_by_hand_is_known_until_forgotten(store):
+    await store.submit([mail("a@one.test", "b@one.test", id="x")])
+    await store.submit([mail("c@two.test", id="y", is_held=True)])
+    await store.settle(
+        settlements(await take(store), Result.DEFERRED, due=START + 60, reason="busy"), now=START
+    )
+
+    await store.apply(Action.CANCEL, Selection(recipient="a@one.test"), now=START + 1)
+    await store.apply(Action.CANCEL, Selection(message="y"), now=START + 2, reason="a mistake")
+    await store.apply(Action.PURGE, Selection(recipient="b@one.test"), now=START + 3)
+
+    assert await removed_from(store) == [
+        ("x", "a@one.test", 1, "cancel", "cancelled by hand", START + 1),
+        ("y", "c@two.test", 0, "cancel", "a mistake", START + 2),
+        ("x", "b@one.test", 1, "purge", "busy", START + 3),
+    ]
+    (first,) = await store.removals(limit=1)
+    await store.forget_removals([first.number, 10**9])
+    assert [each.recipient for each in await store.removals()] == ["c@two.test", "b@one.test"]
+    await store.forget_removals([each.number for each in await store.removals()])
+    assert await store.removals() == ()
+    await store.apply(Action.CANCEL, Selection(), now=START + 4)
+    await store.submit([mail("d@one.test")])
+    await store.apply(Action.PURGE, Selection(recipient="d@one.test"), now=START + 5)
+    (last,) = await store.removals()
+    assert last.number > first.number + 2  # whoever forgets a first one late does not meet it
+
+
+async def a_reason_that_could_not_be_read_again_is_refused(store):
+    await store.submit([mail()])
+    for reason, text in [("\udcff", "UTF-8"), ("x" * 1001, "found 1001 characters")]:
+        with pytest.raises(ValueError, match=text):
+            await store.apply(Action.CANCEL, Selection(), now=START, reason=reason)
+    assert [state for _, state in await states_of(store)] == ["queued"]
+    assert await store.apply(Action.HOLD, Selection(), now=START, reason="\n" * 1000) == 1
+
+
+async def who_has_ended_is_not_taken_out_again(store):
+    await store.submit([mail("a@one.test"), mail("b@two.test")])
+    lease = await take(store, seats=1)
+    await store.settle(settlements(lease, Result.FAILED, report=True), now=START)
+    await store.apply(Action.CANCEL, Selection(), now=START)
+    assert len(await store.removals()) == 1
+
+    assert await store.apply(Action.PURGE, Selection(), now=START) == 2
+
+    assert len(await store.removals()) == 1
+
+
+async def who_was_leased_is_taken_out_when_he_comes_back(store):
+    names = ("cancel", "purge", "held", "late", "lost")
+    await store.submit([mail(f"{name}@{name}.test", id=name) for name in names])
+    lease = await take(store)
+    for name in ("cancel", "late", "lost", "held"):
+        await store.apply(Action.CANCEL, Selection(message=name), now=START, reason="hand")
+    await store.apply(Action.PURGE, Selection(message="purge"), now=START)
+    await store.apply(Action.HOLD, Selection(message="held"), now=START)
+    assert await store.removals() == ()
+
+    names_of = {each.recipients[0].number: each.message.id for each in lease.messages}
+    deferred = settlements(lease, Result.DEFERRED, due=START + 5, reason="busy")
+    for each in sorted(deferred, key=lambda each: names.index(names_of[each.recipient])):
+        name = names_of[each.recipient]
+        if name in ("cancel", "purge", "held"):
+            await store.settle([each], now=START + 6)
+        if name == "late":
+            await store.settle([each._replace(result=Result.RELEASED)], now=START + 7)
+    assert await removed_from(store) == [
+        ("cancel", "cancel@cancel.test", 1, "cancel", "hand", START + 6),
+        ("purge", "purge@purge.test", 1, "purge", "", START + 6),
+        ("late", "late@late.test", 0, "cancel", "hand", START + 7),
+    ]
+    await store.recover(owner="w2", now=START + 8, deadline=START + 60, dead=["w1"])
+    assert (await removed_from(store))[3:] == [
+        ("lost", "lost@lost.test", 1, "cancel", "hand", START + 8)
+    ]
+
+
+async def who_was_taken_out_is_not_known_for_ever(store):
+    await store.submit([mail("a@one.test"), mail("b@two.test")])
+    await store.apply(Action.CANCEL, Selection(domain="one.test"), now=START)
+    await store.apply(Action.PURGE, Selection(domain="two.test"), now=START + 10)
+
+    await store.sweep(now=START + HOUR, remember=HOUR)
+
+    assert [each.recipient for each in await store.removals()] == ["b@two.test"]
 
 
 async def a_wish_is_granted_when_the_lease_is_lost(store):

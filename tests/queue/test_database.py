@@ -299,6 +299,15 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(path, request):
         assert ("later",) not in tables
 
 
+def test_a_text_that_is_no_utf8_is_damage(path):
+    try:
+        b"\xff".decode()
+    except UnicodeDecodeError as error:
+        found = translate(error, path)
+    assert isinstance(found, StoreDamagedError)
+    assert str(found).startswith(f"{path}: it is damaged ('utf-8' codec can't decode byte 0xff")
+
+
 def test_migrations_are_numbered_without_gaps():
     assert len(migrations()) >= 1
     assert all("create table" in script for script in migrations()[:1])

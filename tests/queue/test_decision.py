@@ -7,7 +7,7 @@ import pytest
 from engine.outcome import Cause, Scope, Status, Tried
 from engine.queue import decision
 from engine.queue.decision import Policy, Unknown, record_of
-from engine.queue.values import LeasedMessage, LeasedRecipient, Result
+from engine.queue.values import Action, LeasedMessage, LeasedRecipient, Removal, Result
 from engine.smtp.reply import Reply
 from engine.smtp.stages import Stage
 from tests.queue.mail import START, mail, outcome
@@ -162,6 +162,28 @@ def test_what_expired_is_failed_with_what_kept_it():
     assert "450 at attempt 2" in tried.text
     assert settle(fresh).settlement.result is Result.FAILED
     assert settle(fresh).text == "given up: its deadline has passed"
+
+
+@pytest.mark.parametrize(
+    ("action", "reason", "text"),
+    [
+        (Action.CANCEL, "", "cancelled by hand"),
+        (Action.CANCEL, "cancelled by hand", "cancelled by hand"),
+        (Action.CANCEL, "wrong link", "cancelled by hand: wrong link"),
+        (Action.PURGE, "greylisted", "deleted by hand, and nobody is told"),
+    ],
+)
+def test_who_was_taken_out_by_hand_has_failed_and_no_peer_is_to_blame(action, reason, text):
+    found = decision.removed(Removal(9, "x", "a@one.test", 2, action, reason, START))
+
+    assert (found.message, found.recipient, found.text) == ("x", "a@one.test", text)
+    assert (found.status, found.scope, found.stage, found.cause) == (
+        Status.FAILED,
+        Scope.LOCAL,
+        Stage.POLICY,
+        Cause.CANCELLED,
+    )
+    assert (found.reply, found.enhanced, found.peer) == (None, None, None)
 
 
 def test_what_is_in_doubt_is_unknown():

@@ -580,9 +580,9 @@ async def test_outcomes_that_cannot_be_kept_are_kept_until_they_can(autojump_clo
         await trio.sleep(50)
         tally = scheduler.tally()
         assert (tally.out, tally.unsettled, tally.leased) == (0, 20, 20)
-        assert tally.is_failing
+        assert tally.failure is not None
         await scheduler.wait_empty()
-        assert not scheduler.tally().is_failing
+        assert scheduler.tally().failure is None
 
     assert set(world.delivered.values()) == {1}
     assert len(world.delivered) == 30

@@ -128,11 +128,11 @@ async def test_what_the_store_does_not_take_is_tried_again_and_told_once(autojum
         async with trio.open_nursery() as nursery:
             nursery.start_soon(made.run)
             await trio.sleep(0.1)
-            seen.append((made.is_failing, made.has_news_of("x.test")))
+            seen.append((made.failure is not None, made.has_news_of("x.test")))
             made.add(settled[1])
             made.note_site(SiteState(name="x.test", failures=2))
             await trio.sleep(10)
-            seen.append((made.is_failing, made.has_news_of("x.test")))
+            seen.append((made.failure is not None, made.has_news_of("x.test")))
             await trio.sleep_forever()
 
     assert seen == [(True, True), (False, False)]
@@ -269,5 +269,5 @@ async def test_pauses_grow_up_to_a_bound(autojump_clock, caplog):
 
     # At once, and after pauses of 0.5, 1, 2, 4, 8, 16, 30 and 30 s.
     assert len(store.calls) == 9
-    assert made.is_failing
+    assert made.failure is not None
     assert len(made) == 1

@@ -25,15 +25,8 @@ from engine.queue.errors import (
 from engine.queue.export import Damage, export_messages
 from engine.queue.sql_submit import Intake, pack
 from engine.queue.sqlite import _SUBMIT, open_store
-from engine.queue.values import (
-    Action,
-    Result,
-    Selection,
-    Settlement,
-    SiteState,
-    State,
-    Submission,
-)
+from engine.queue.submission import Submission
+from engine.queue.values import Action, Result, Selection, Settlement, SiteState, State
 from engine.smtp.errors import ContentError
 from tests.queue.mail import START, addresses_in, leased_in, mail, settlements, take
 from tests.queue.store_conformance import CHECKS, entries_of, states_of
@@ -342,10 +335,61 @@ async def test_an_envelope_that_is_damaged_is_held_for_a_person_and_stops_nobody
         assert (await take(store)).next_due is None
         await store.apply(Action.CANCEL, Selection(message="bad"), now=START)
         assert await store.ended() == ()
+        (held, _) = await entries_of(store, states=frozenset({State.HELD}))
+        assert held.reason.startswith(
+            "it has ended, and nobody can be told of that (see `queue purge"
+        )
         found = [each async for each in export_messages(store)]
         assert [each.text for each in found] == [
             "message 'bad': address 'no mailbox': no \"@\"; allowed is local-part@domain"
         ]
+
+
+async def test_who_ended_and_cannot_be_read_is_held_and_others_are_told(path, caplog):
+    async with open_store(path) as store:
+        await store.submit([mail("a@two.test", id="bad"), mail("b@two.test", id="worse")])
+        await store.submit([mail("c@one.test", id="good")])
+        lease = await take(store)
+        await store.settle(settlements(lease, Result.FAILED, report=True, reason="550"), now=START)
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute("update recipients set address = '@' where domain = 'two.test'")
+
+    async with open_store(path) as store:
+        # Though all on the first page cannot be read, that is not the end.
+        assert [each.message.id for each in await store.ended(limit=2)] == ["good"]
+        held = await entries_of(store, states=frozenset({State.HELD}))
+        assert [(each.message, each.attempts) for each in held] == [("bad", 1), ("worse", 1)]
+        assert "not what was written: address '@'" in held[0].reason
+        assert "2 recipients have ended, cannot be read and are held" in caplog.text
+        # The log of outcomes has their last lines already.
+        assert await store.apply(Action.CANCEL, Selection(message="bad"), now=START) == 1
+        assert await store.apply(Action.PURGE, Selection(), now=START) == 3
+        assert await store.removals() == ()
+        assert await problems_of(store) == []
+
+
+@pytest.mark.parametrize("column", ["address", "reason", "tenant", "reverse_path"])
+async def test_a_text_that_is_no_utf8_any_more_keeps_nobody_else_back(path, column):
+    table = "messages" if column in ("tenant", "reverse_path") else "recipients"
+    async with open_store(path) as store:
+        await store.submit([mail(f"u{n}@one.test", id=f"m{n}") for n in range(3)])
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute(
+            f"update {table} set {column} = cast(x'75ff40782e7465' as text) where number = 2"
+        )
+
+    async with open_store(path) as store:
+        entries = await entries_of(store)
+        assert [entry.message for entry in entries] == ["m0", "m1", "m2"]
+        lease = await take(store)
+        is_address = column in ("address", "reverse_path")
+        expected = [0, 2] if is_address else [0, 1, 2]
+        assert sorted(addresses_in(lease)) == [f"u{n}@one.test" for n in expected]
+        held = await entries_of(store, states=frozenset({State.HELD}))
+        assert [entry.message for entry in held] == ["m1"] * is_address
+        await store.settle(settlements(lease, Result.FAILED, report=True), now=START)
+        assert len(await store.ended()) == len(expected)
+        assert await store.apply(Action.PURGE, Selection(), now=START) == 3
 
 
 async def test_who_may_have_been_delivered_and_cannot_be_read_is_held(path):

@@ -113,6 +113,8 @@ class Model:
     #: As the store says: what it knows of sites and routes it may forget while nobody needs it.
     sites: dict[str, float] = field(default_factory=dict)
     routes: dict[str, str] = field(default_factory=dict)
+    #: Who was taken out by hand before he had ended.
+    removed: Counter[tuple[str, str, Action]] = field(default_factory=Counter)
     now: float = START
 
     def is_due(self, known, sites):
@@ -147,13 +149,21 @@ class Model:
         match known.wish:
             case None:
                 return False
-            case Action.PURGE:
-                del self.recipients[number]
-            case Action.CANCEL:
-                known.back(State.ENDED)
+            case Action.PURGE | Action.CANCEL:
+                self.remove(number, known.wish)
             case _:
                 known.back(State.HELD, keeps_lease=keeps_lease)
         return True
+
+    def remove(self, number, action):
+        """Let a person take it out."""
+        known = self.recipients[number]
+        if known.state is not State.ENDED:
+            self.removed[known.message, known.address, action] += 1
+        if action is Action.PURGE:
+            del self.recipients[number]
+        else:
+            known.back(State.ENDED)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -450,10 +460,8 @@ class StoreMachine(RuleBasedStateMachine):
                     self.note_site(number)
                 case Action.HOLD:
                     known.back(State.HELD)
-                case Action.CANCEL:
-                    known.back(State.ENDED)
-                case Action.PURGE:
-                    del model.recipients[number]
+                case Action.CANCEL | Action.PURGE:
+                    model.remove(number, action)
 
     @precondition(lambda self: self.with_state(State.ENDED))
     @rule(data=st.data())
@@ -537,6 +545,8 @@ class StoreMachine(RuleBasedStateMachine):
             states[State.HELD],
             states[State.ENDED],
         )
+        removed = Counter((r.message, r.recipient, r.action) for r in self.store.removals())
+        assert removed == model.removed
 
 
 class MemoryMachine(StoreMachine):

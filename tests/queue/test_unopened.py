@@ -4,7 +4,7 @@ import pytest
 
 from engine.queue.errors import StoreError
 from engine.queue.sqlite import SqliteStore, open_store
-from engine.queue.values import Submission
+from engine.queue.submission import Submission
 from tests.delivery.helpers import message
 
 

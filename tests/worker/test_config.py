@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import tomllib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from engine.settings import Settings
 from engine.smtp.mechanisms import MECHANISMS
 from engine.units import DURATION_ALLOWED
 from engine.worker import config as config_module
-from engine.worker.config import Config, load_config, locate_keys
+from engine.worker.config import Config, load_config
 from engine.worker.sections import QueueSection, WorkerSection
 
 if TYPE_CHECKING:
@@ -619,97 +619,6 @@ def test_bad_options_are_refused_and_secrets_not_shown(option: str, expected: st
     assert problems(None, [option]) == [expected]
 
 
-# ---- lines ----------------------------------------------------------------------------------------
-
-
-def test_lines_of_all_kinds_of_keys_are_found():
-    text = '''\
-top.dotted = 1            # line 1
-"quoted key" = 2
-'literal.key'.x = 3
-
-[table] # comment with [brackets]
-a = """
-[not.a.table]
-b = 1
-"""""
-c = \'\'\'
-d = 2\'\'\'
-e = [ # ]
-  "]", \'[\', { f = 1 },
-]
-g = { h = "\\"}", i = [1] }
-j = "# no comment" # but this
-
-[[array]]
-k = 1
-[array.sub]
-l = 1
-  [[array]]
-  k = 2
-  [array . sub."deep er"]
-  m = 1
-[[array.inner]]
-[[array.inner]]
-n = 1
-'''
-    tomllib.loads(text)
-
-    assert locate_keys(text) == {
-        "top.dotted": 1,
-        '"quoted key"': 2,
-        '"literal.key".x': 3,
-        "table": 5,
-        "table.a": 6,
-        "table.c": 10,
-        "table.e": 12,
-        "table.g": 15,
-        "table.j": 16,
-        "array": 18,
-        "array[0]": 18,
-        "array[0].k": 19,
-        "array[0].sub": 20,
-        "array[0].sub.l": 21,
-        "array[1]": 22,
-        "array[1].k": 23,
-        'array[1].sub."deep er"': 24,
-        'array[1].sub."deep er".m': 25,
-        "array[1].inner": 26,
-        "array[1].inner[0]": 26,
-        "array[1].inner[1]": 27,
-        "array[1].inner[1].n": 28,
-    }
-
-
-def test_windows_line_ends_count_once():
-    assert locate_keys("[a]\r\n\r\nb = 1\r\nc = 2\r\n") == {"a": 1, "a.b": 3, "a.c": 4}
-
-
-def test_the_last_line_needs_no_line_end():
-    assert locate_keys("a = 1\nb = 2") == {"a": 1, "b": 2}
-
-
-# Text in the four notations of TOML, full of what could be taken for structure.
-HARD = st.text(alphabet="ab[]{}#=,.\"' \n", max_size=12)
-STRINGS = HARD.map(lambda text: '"' + text.replace('"', '\\"').replace("\n", "\\n") + '"') | HARD.map(
-    lambda text: '"""' + text.replace('"', '\\"') + '"""'
-) | HARD.map(lambda text: "'''" + text.replace("'", "") + "'''") | HARD.map(
-    lambda text: "'" + text.replace("'", "").replace("\n", "") + "'"
-)  # fmt: skip
-VALUES = STRINGS | st.lists(STRINGS, max_size=3).map(lambda items: "[\n" + ",\n".join(items) + "]")
-
-
-@given(st.lists(VALUES, max_size=6))
-def test_no_value_can_hide_or_invent_a_key(values: list[str]):
-    text, expected = "[t]\n", {"t": 1}
-    for number, value in enumerate(values):
-        expected[f"t.k{number}"] = text.count("\n") + 1
-        text += f"k{number} = {value} # comment\n"
-    tomllib.loads(text)
-
-    assert locate_keys(text) == expected
-
-
 @given(st.binary(max_size=60))
 def test_any_octets_are_a_configuration_or_a_config_error(octets: bytes):
     class Memory(type(Path())):  # type: ignore[misc]
@@ -795,6 +704,40 @@ steps = ["5m", "1h x1.5 until 16h", "4h ~20% until 4d"]
     assert config.sources["queue.unknown"] == f"{path}:3"
     assert config.sources["queue.remember"] == "default"
     assert config.sources["retry[0].steps"] == f"{path}:14"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "file", "use"),
+    [
+        ('[queue]\npath = "o"\n[worker]\noutcomes = "o"', "worker.outcomes", "o", "queue.path"),
+        ('[worker]\noutcomes = "sub/../spool.sqlite"', "worker.outcomes", "sqlite", "queue.path"),
+        ('[worker]\noutcomes = "spool.sqlite-wal"', "worker.outcomes", "sqlite-wal", "queue.path"),
+        ('[worker]\nstate = "spool.sqlite"', "worker.state", "spool.sqlite", "queue.path"),
+        ('[worker]\nsocket = "state.sqlite"', "worker.socket", "state.sqlite", "worker.state"),
+        ('[worker]\noutcomes = "engine.toml"', "worker.outcomes", "engine.toml", "configuration"),
+        ('[worker]\nprocesses = 2\noutcomes = "engine-2.sock"', "worker.outcomes", "", "socket"),
+        ('[queue]\npath = "link"', "worker.outcomes", "outcomes.jsonl", "queue.path"),
+        (
+            '[worker]\nprocesses = 2\nstate = "spool-2.sqlite"',
+            "worker.state",
+            "spool-2.sqlite",
+            "queue.path",
+        ),
+    ],
+)
+def test_no_file_has_two_uses(write: Write, text: str, key: str, file: str, use: str):
+    Path("sub").mkdir()
+    Path("link").symlink_to("outcomes.jsonl")
+    with pytest.raises(ConfigError) as refused:
+        load_config(write(text))
+    (problem,) = refused.value.problems
+    assert re.match(rf"engine\.toml:\d: {re.escape(key)}: found ", problem)
+    assert "; allowed a file of its own; " in problem
+    assert re.search(rf"{re.escape(file)} is that of .*{re.escape(use)}$", problem)
+
+
+def test_what_is_thrown_away_may_be_in_one_place(write: Write):
+    load_config(write('[worker]\noutcomes = "/dev/null"\nstate = "/dev/null"'))
 
 
 def test_without_reports_on_tls_there_is_no_reporter(write: Write):

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from engine.settings import Settings
 from engine.worker.config import load_config
 from engine.worker.config_show import MASK, effective_values, show_config
+from tests.worker.commands import ROOT
 
 TEXT = """\
 [defaults]
@@ -124,3 +129,20 @@ def test_on_a_narrow_terminal_no_value_is_missing(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "40")
     assert show_config(None, ["port=26"]) == 0
     assert " defaults.port\n   26 · --set\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_what_cannot_be_written_is_no_success_and_no_traceback(as_json):
+    command = [sys.executable, "-m", "engine", "config", *as_json]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (75, "standard output: No space left on device\n")
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")

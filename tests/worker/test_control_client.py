@@ -9,7 +9,8 @@ import trio
 from engine.content import FileContent, FileStamp, from_file, from_octets
 from engine.queue.errors import StoreBusyError, StoreError, StoreFullError
 from engine.queue.memory import MemoryStore
-from engine.queue.values import Accepted, Action, Selection, State
+from engine.queue.submission import Accepted
+from engine.queue.values import Action, Selection, State
 from engine.worker import control_client
 from engine.worker.control import MAX_GROUP_OCTETS, frame, greeting
 from engine.worker.control_client import ControlLostError, groups, open_control

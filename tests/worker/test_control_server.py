@@ -14,7 +14,7 @@ from engine.content import from_binary, from_octets
 from engine.queue.errors import StoreFullError
 from engine.queue.memory import MemoryStore
 from engine.queue.sqlite import open_store
-from engine.queue.values import Accepted
+from engine.queue.submission import Accepted
 from engine.worker import control_server
 from engine.worker.control import frame, greeting
 from engine.worker.control_client import open_control

@@ -9,20 +9,10 @@ from hypothesis import strategies as st
 
 from engine.content import from_binary, from_octets
 from engine.message import Message, Recipient
+from engine.queue.entries import Backlog, Counts, Entry, Page
 from engine.queue.errors import ContentsDamagedError, StoreDamagedError, StoreError, StoreFullError
-from engine.queue.values import (
-    Accepted,
-    Action,
-    Backlog,
-    Counts,
-    Entry,
-    Page,
-    Result,
-    Selection,
-    SiteState,
-    State,
-    Submission,
-)
+from engine.queue.submission import Accepted, Submission
+from engine.queue.values import Action, Result, Selection, SiteState, State
 from engine.worker import control_values as values
 from engine.worker.control import MAX_GROUP_OCTETS, WireError
 from engine.worker.desk import Refused, Status

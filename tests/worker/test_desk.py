@@ -5,7 +5,8 @@ import pytest
 from engine.content import from_octets, from_text
 from engine.queue.errors import StoreFullError
 from engine.queue.memory import MemoryStore
-from engine.queue.values import Accepted, Action, Selection, State
+from engine.queue.submission import Accepted
+from engine.queue.values import Action, Selection, State
 from engine.worker.desk import Desk, Refused
 from tests.queue.mail import START, mail
 
@@ -123,3 +124,19 @@ async def test_the_status_has_what_the_worker_says():
     ]
     assert status.worker == {"pid": 7}
     assert (await desk_at().status()).worker is None
+
+
+async def test_somebody_is_told_when_recipients_may_have_been_taken_out():
+    told = []
+
+    async def tell():
+        told.append(True)
+
+    desk = desk_at(on_removed=tell)
+    await desk.submit([mail(id="x")])
+    for action in (Action.HOLD, Action.RELEASE, Action.RETRY):
+        await desk.apply(action, Selection())
+    assert not told
+    assert await desk.apply(Action.CANCEL, Selection()) == 1
+    assert await desk.apply(Action.PURGE, Selection()) == 1
+    assert len(told) == 2

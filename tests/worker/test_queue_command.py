@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from engine.queue.errors import (
@@ -39,6 +42,29 @@ def test_the_exit_status_is_the_command_s_and_its_output_is_written(place, capfd
 
     assert run_on_queue(str(place.config), "look", do) == 7
     assert capfd.readouterr().out == "hello\n"
+
+
+@pytest.mark.parametrize(("status", "expected"), [(0, 75), (69, 69)])
+def test_what_cannot_be_written_is_no_success(status, expected, place, capfd):
+    async def do(shards, out):
+        out.put("hello\n")
+        return status
+
+    with Path("/dev/full").open("w") as full:
+        assert run_on_queue(str(place.config), "look", do, stdout=full.fileno()) == expected
+    assert capfd.readouterr().err == "standard output: No space left on device\n"
+
+
+def test_who_has_read_enough_of_it_hears_nothing(place, capfd):
+    async def do(shards, out):
+        out.put("hello\n")
+        return 0
+
+    reading, writing = os.pipe()
+    os.close(reading)
+    assert run_on_queue(str(place.config), "look", do, stdout=writing) == 0
+    os.close(writing)
+    assert capfd.readouterr().err == ""
 
 
 def test_an_error_of_the_store_ends_it(place, capfd):

@@ -8,7 +8,8 @@ import pytest
 
 from engine.content import from_octets
 from engine.message import Message, Recipient
-from engine.queue.values import Action, Result, Selection, State, Submission
+from engine.queue.submission import Submission
+from engine.queue.values import Action, Result, Selection, State
 from engine.worker.shards import shard_of
 from tests.queue.mail import mail, settlements, take
 from tests.worker.commands import run_command, run_engine

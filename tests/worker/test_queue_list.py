@@ -113,6 +113,7 @@ async def test_a_message_that_is_not_there_is_told(place):
     done = await queue(place, "show", "none\x1b")
     assert (done.status, done.out) == (66, "")
     assert done.err == "no message none\\x1b is in the queue\n"
+    assert (await queue(place, "show", "\udcff")).status == 66
 
 
 async def test_lists_may_be_cut_by_who_reads_them(place):

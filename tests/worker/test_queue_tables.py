@@ -6,7 +6,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from engine.queue.values import Backlog, Counts, Entry, SiteState, State
+from engine.queue.entries import Backlog, Counts, Entry
+from engine.queue.values import SiteState, State
 from engine.worker.queue_tables import (
     backlog_table,
     counts_line,

@@ -36,6 +36,9 @@ def test_each_error_has_its_status_and_tells_itself(error: EngineError | OSError
     found, text = explain_refusal(error)
     assert found is status
     assert found in REFUSALS
+    if isinstance(error, StoreDamagedError):
+        text, _, hint = text.partition("\n")
+        assert "queue export" in hint
     assert text == ("/x: Permission denied" if isinstance(error, OSError) else str(error))
 
 

@@ -52,6 +52,12 @@ def test_a_sender_may_be_written_with_its_brackets(written, sender):
     assert select(sender=written).sender == sender
 
 
+@pytest.mark.parametrize("name", ["message", "recipient", "tenant", "job"])
+def test_octets_that_are_no_text_are_refused(name):
+    with pytest.raises(ValueError, match=rf"--{name}: found '\\udcff'; allowed is text"):
+        select(**{name: "\udcff"})
+
+
 def test_what_is_no_sender_is_refused():
     with pytest.raises(ValueError, match="--sender: "):
         select(sender="me")

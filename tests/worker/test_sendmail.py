@@ -132,6 +132,13 @@ async def test_the_queue_is_listed_for_who_asks(hand_in):
     assert "a@one.test queued 0 now not tried yet" in done.words
 
 
+@pytest.mark.parametrize("flag", ["-q", "-q30m", "-vq"])
+async def test_to_run_the_queue_is_the_worker_s_matter(hand_in, flag):
+    done = await hand_in(flag, stdin=b"x\n")
+    assert (done.status, done.out, done.err) == (0, "", "")
+    assert "The queue is empty." in (await hand_in("-bp")).out
+
+
 async def test_by_the_name_of_mailq_it_lists_the_queue(place, capfd):
     status = await trio.to_thread.run_sync(
         lambda: sendmail(["-C", str(place.config)], {}, name="mailq")

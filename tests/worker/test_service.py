@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -421,6 +422,41 @@ async def test_a_log_of_outcomes_that_was_moved_away_is_begun_anew(place, caplog
         assert json.loads(line)["recipient"] == f"{name}@x.test"
 
 
+async def test_who_is_taken_out_has_one_final_line_whether_or_not_he_was_at_work(place, caplog):
+    place.configure(worker='drain_timeout = "100ms"', defaults=LOCKSTEP)
+    await place.submit("held@y.test", is_held=True)
+    await place.submit("stall@x.test")
+    async with serving(place) as running:
+        await until(lambda: place.sink.statistics().open > 0)
+        async with open_control(place.folder / "engine.sock") as control:
+            assert await control.apply(Action.CANCEL, EVERYBODY, "stop") == 2
+        assert place.statuses() == [("held@y.test", "failed")]  # when the command returns
+        place.configure(worker='drain_timeout = "100ms"\noutcomes = "new.jsonl"')
+        running.service.reload()
+        await until(lambda: count_of(caplog, IN_FORCE))
+        await submit_over(place, "b@x.test")
+        await until(lambda: "b@x.test" in (place.folder / "new.jsonl").read_text())
+        await running.end()
+    old = [(each["recipient"], each["status"], each["final"]) for each in place.outcomes()]
+    assert old[0] == ("held@y.test", "failed", True)
+    lines = (place.folder / "new.jsonl").read_text().splitlines()
+    new = [(each["recipient"], each["status"], each["final"]) for each in map(json.loads, lines)]
+    assert new.count(("stall@x.test", "failed", True)) == 1
+    assert [name for name, _, is_final in old + new if is_final].count("held@y.test") == 1
+    assert await place.left() == []
+
+
+async def test_what_a_crash_kept_from_being_logged_is_logged_by_the_next(place):
+    await place.submit("a@x.test", is_held=True)
+    async with open_store(place.store()) as store:
+        await store.apply(Action.CANCEL, EVERYBODY, now=time.time())
+    async with serving(place) as running:
+        await until(lambda: place.statuses() == [("a@x.test", "failed")])
+        await running.end()
+    async with open_store(place.store()) as store:
+        assert await store.removals() == ()
+
+
 # ---- how it is ------------------------------------------------------------------------------------
 
 
@@ -452,6 +488,30 @@ async def test_its_status_says_how_it_is(place):
     assert {key: status[key] for key in expected} == expected
     # Those of Trio itself and of this test are among them.
     assert 10 < status["tasks"] < 60
+
+
+async def test_asked_how_it_goes_it_says_so_in_the_log(place, caplog, monkeypatch):
+    async def counts(self, **how):
+        raise StoreDamagedError("spoiled")
+
+    await place.submit("held@x.test", is_held=True)
+    async with serving(place) as running:
+        await submit_over(place, "a@x.test")
+        await submit_over(place, "reject@x.test")
+        await until(lambda: running.service.status()["settled"] == 2)
+        running.service.tell()
+        await until(lambda: count_of(caplog, "so far"))
+        monkeypatch.setattr(SqliteStore, "counts", counts)
+        running.service.tell()
+        await until(lambda: count_of(caplog, "so far") == 2)
+        await running.end()
+    first, second = [text for text in caplog.messages if "so far" in text]
+    assert re.fullmatch(
+        r"working: 0 queued \(0 due\), 0 leased, 1 held, 0 to be reported on; \d connections; "
+        "so far 1 delivered, 0 deferred, 1 failed, 0 unknown",
+        first,
+    )
+    assert second.startswith("working: the store cannot be counted: spoiled; ")
 
 
 async def test_a_service_manager_is_told(place, caplog):

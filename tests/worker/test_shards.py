@@ -9,7 +9,8 @@ import trio
 
 from engine.queue.errors import StoreFullError, StoreUnusableError
 from engine.queue.sqlite import open_store
-from engine.queue.values import Accepted, Action, Selection, State
+from engine.queue.submission import Accepted
+from engine.queue.values import Action, Selection, State
 from engine.worker import shards as module
 from engine.worker.config import load_config
 from engine.worker.control_server import serve_control
@@ -98,6 +99,18 @@ async def test_a_file_that_root_makes_is_of_the_owner_of_its_folder(make, tmp_pa
     assert {(each.st_uid, each.st_gid, each.st_mode & 0o777) for each in found} == {
         (12_345, 23_456, 0o600)
     }
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+async def test_a_log_that_root_begins_is_of_the_owner_of_the_store(make, tmp_path):
+    config = make()
+    os.chown(tmp_path, 12_345, 23_456)
+    async with open_shards(config, "submit") as shards:
+        await shards.submit([mail(id="x")])
+    async with open_shards(config, "steer") as shards:
+        assert await shards.apply(Action.PURGE, Selection(message="x")) == 1
+    found = (tmp_path / "outcomes.jsonl").stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (12_345, 23_456, 0o640)
 
 
 async def test_who_only_looks_or_steers_makes_no_file(make, tmp_path):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.queue import database
+from engine.queue.database import migrations
 from engine.queue.errors import StoreDamagedError
 from engine.queue.sqlite import open_store
 from engine.worker.config import load_config
@@ -100,6 +102,17 @@ async def test_mail_that_nobody_is_at_is_found(tmp_path):
         f"{tmp_path}/spool-5.sqlite: 2 recipients are here, and nobody is at them with "
         "processes = 2; allowed 5 or more"
     )
+
+
+async def test_a_store_of_an_earlier_release_that_is_empty_is_no_reason_to_refuse(
+    tmp_path, monkeypatch
+):
+    config = config_of(tmp_path, "")
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "migrations", lambda: migrations()[:-1])
+        async with open_store(files_of(config, 2).store):
+            pass
+    assert await stranded(config) == []
 
 
 async def test_without_other_stores_there_is_nothing_to_find(tmp_path):

@@ -12,7 +12,7 @@ import trio.testing
 
 from engine.worker.signals import Signals, heed_signals
 
-TERM, INT, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+TERM, INT, HUP, USR1 = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1
 
 
 class Told:
@@ -33,6 +33,9 @@ class Told:
     def reload(self) -> None:
         self.hear("reload")
 
+    def tell(self) -> None:
+        self.hear("tell")
+
 
 @pytest.mark.parametrize(
     ("numbers", "words"),
@@ -44,6 +47,7 @@ class Told:
         ([HUP], ["reload"]),
         ([HUP, HUP, TERM], ["reload", "reload", "drain"]),
         ([TERM, HUP, TERM], ["drain", "stop"]),
+        ([USR1, TERM, USR1], ["tell", "drain", "tell"]),
     ],
 )
 def test_what_signals_mean(numbers: list[int], words: list[str]):
@@ -56,17 +60,17 @@ def test_what_signals_mean(numbers: list[int], words: list[str]):
 
 async def test_signals_to_the_process_are_heard(nursery: trio.Nursery):
     told = Told()
-    before = [signal.getsignal(number) for number in (TERM, INT, HUP)]
+    before = [signal.getsignal(number) for number in (TERM, INT, HUP, USR1)]
     await nursery.start(heed_signals, told)
-    for number in (HUP, TERM, INT):
+    for number in (USR1, HUP, TERM, INT):
         told.news = trio.Event()
         os.kill(os.getpid(), number)
         with trio.fail_after(5):
             await told.news.wait()
-    assert told.words == ["reload", "drain", "stop"]
+    assert told.words == ["tell", "reload", "drain", "stop"]
     # The second one to end was the last that is heard.
     await trio.testing.wait_all_tasks_blocked()
-    assert [signal.getsignal(number) for number in (TERM, INT, HUP)] == before
+    assert [signal.getsignal(number) for number in (TERM, INT, HUP, USR1)] == before
 
 
 def test_the_third_signal_ends_a_process_that_hangs():

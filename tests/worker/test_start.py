@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import trio
@@ -19,12 +19,9 @@ from engine.queue.sqlite import open_store
 from engine.worker.lock import hold_lock
 from engine.worker.start import RunOptions, run_worker
 from tests.queue.mail import mail
-from tests.worker.worker_process import a_place, damage, make_newer, until
+from tests.worker.worker_process import a_place, damage, damage_index, make_newer, until
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-TERM, HUP, KILL = signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
+TERM, HUP, KILL, USR1 = signal.SIGTERM, signal.SIGHUP, signal.SIGKILL, signal.SIGUSR1
 
 
 @pytest.fixture
@@ -131,12 +128,25 @@ async def test_signals_and_the_service_manager_of_a_process(place):
             nursery.cancel_scope.cancel()
 
 
+async def test_asked_how_it_goes_a_process_lives_on_and_says_so(place):
+    async with place.run() as worker:
+        await worker.ready()
+        worker.signal(USR1)
+        await worker.says("so far 0 delivered, 0 deferred, 0 failed, 0 unknown")
+        worker.signal(TERM)
+        assert await worker.ended() == 0
+
+
 # ---- several processes ----------------------------------------------------------------------------
 
 
 def child_of(place, shard):
     # Between its making and its writing the file is empty.
     return int((place.folder / f"{place.store(shard).name}.lock").read_text() or 0)
+
+
+def name_of(pid):
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 async def test_several_processes_share_the_work_and_one_that_dies_is_replaced(place):
@@ -165,6 +175,24 @@ async def test_several_processes_share_the_work_and_one_that_dies_is_replaced(pl
     assert {("a@x.test", "delivered"), ("b@x.test", "delivered")} == set(place.statuses())
 
 
+async def test_several_processes_can_be_told_apart_and_asked_how_it_goes(place):
+    place.configure(worker="processes = 2")
+    async with place.run() as worker:
+        await worker.ready()
+        for shard in (1, 2):
+            assert name_of(child_of(place, shard)) == f"engine {shard}/2"
+        worker.signal(USR1)
+        await worker.says("so far 0 delivered", times=2)
+        assert "2 of 2 processes are at work" in worker.log
+        # One that takes the place of another is named, too.
+        before = child_of(place, 1)
+        os.kill(before, KILL)
+        await until(lambda: child_of(place, 1) not in (0, before))
+        assert name_of(child_of(place, 1)) == "engine 1/2"
+        worker.signal(TERM)
+        assert await worker.ended() == 0
+
+
 async def test_children_do_not_outlive_a_parent_that_is_killed(place):
     place.configure(worker="processes = 2")
     async with place.run() as worker:
@@ -186,6 +214,30 @@ async def test_what_keeps_one_process_from_beginning_keeps_all(place):
         assert await worker.ended() == 66
         assert await worker.rest() == ""
     assert "spool-2.sqlite" in worker.log
+
+
+@pytest.mark.parametrize("index", ["lanes_line", "recipients_waiting"])
+async def test_with_an_index_that_is_damaged_work_that_has_an_end_ends(place, index):
+    await place.submit("a@x.test")
+    damage_index(place.store(), index)
+    async with place.run("--until-empty") as worker:
+        assert await worker.ended() == 66
+    last = [line for line in worker.log.splitlines() if "level=error" in line][-2:]
+    assert f"{place.store()}: it is damaged" in last[0]
+    assert "what can still be read can be saved: queue export" in last[1]
+    assert "Traceback" not in worker.log
+
+
+async def test_of_several_processes_the_one_with_damage_ends_and_the_others_finish(place):
+    place.configure(worker="processes = 2")
+    await place.submit(*(f"slow-0.5+{number}@x.test" for number in range(3)), shard=1)
+    await place.submit("b@x.test", shard=2)
+    damage_index(place.store(2))
+    async with place.run("--until-empty") as worker:
+        await worker.ready()
+        assert await worker.ended() == 66
+    assert "process 2" in worker.log
+    assert len(place.outcomes()) == 3
 
 
 # ---- not beginning --------------------------------------------------------------------------------
@@ -244,7 +296,8 @@ def test_a_store_that_cannot_be_used_is_said_and_left_alone(config, capfd, spoil
     found, err = refusal(config, capfd)
     assert found == status
     assert re.search(rf"level=error .*{re.escape(str(store))}: .*{said}", err)
-    assert len(err.splitlines()) == 1
+    assert ("queue export" in err) == (spoil is damage)
+    assert len(err.splitlines()) == (2 if spoil is damage else 1)
     assert store.read_bytes() == before
 
 

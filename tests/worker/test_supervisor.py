@@ -33,7 +33,9 @@ def term(*_): note("term"); manner == "deaf" or sys.exit(0)
 def hup(*_): note("hup"); notifier.reloading(); notifier.ready("again")
 signal.signal(signal.SIGTERM, term)
 signal.signal(signal.SIGHUP, hup)
+if manner != "slow": signal.signal(signal.SIGUSR1, lambda *_: note("usr1"))
 note(f"watchdog {notifier.watchdog_seconds}")
+if manner == "slow": time.sleep(60)
 if manner.startswith("exit "):
     sys.exit(int(manner[5:]))
 notifier.ready("x")
@@ -207,6 +209,23 @@ async def test_a_reload_is_passed_on_and_over_when_all_are_ready_again(tmp_path,
         await one.is_over.wait()
         await one.until(lambda: "STOPPING=1" in manager.heard)
     nursery.cancel_scope.cancel()
+
+
+async def test_those_at_work_are_asked_how_it_goes(tmp_path, caplog):
+    caplog.set_level("INFO", "engine.worker")
+    async with family(tmp_path, {"2": ["slow"]}) as one:
+        await one.until_noted(1, "ready")
+        await one.until_noted(2, "watchdog None")
+        pid = one.diary(1)[0][0]
+        await one.until(lambda: one.supervisor._children[1].has_worked)
+        one.supervisor.tell()
+        await one.until_noted(1, "usr1")
+        assert caplog.messages == [f"1 of 2 processes are at work: process 1 (pid {pid})"]
+        # To one that begins it would be the end.
+        assert is_alive(one.diary(2)[0][0])
+        assert one.supervisor._children[2].process.returncode is None
+        one.supervisor.drain()
+        await one.is_over.wait()
 
 
 async def test_children_that_end_slowly_are_told_twice_then_killed(tmp_path, monkeypatch, caplog):

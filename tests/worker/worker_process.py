@@ -148,6 +148,17 @@ def damage(path: Path) -> None:
     path.write_bytes(b"SQLite format 3\0" + b"\xff" * 10_000)
 
 
+def damage_index(path: Path, name: str = "lanes_line") -> None:
+    """Spoil the first page of an index of a store that nobody has open."""
+    with closing(sqlite3.connect(path)) as db:
+        (size,) = db.execute("pragma page_size").fetchone()
+        query = "select rootpage from sqlite_master where name = ?"
+        (page,) = db.execute(query, [name]).fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+
+
 def make_newer(path: Path) -> None:
     """Let a store be of a later release."""
     with closing(sqlite3.connect(path)) as db:

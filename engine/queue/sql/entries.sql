@@ -176,6 +176,15 @@ where number in (select value from json_each(:numbers)) and state <> 'ended'
 select json_group_array(json_array(number, message))
 from recipients where number in (select value from json_each(:numbers)) and state = 'ended'
 
+-- name: removals
+select json_group_array(json_array(
+    number, message, recipient, attempts, action, reason, at
+) order by number)
+from (select * from removals order by number limit :limit)
+
+-- name: forget_removals
+delete from removals where number in (select value from json_each(:numbers))
+
 -- name: sites_unwell
 select json_group_array(json_array(name, not_before, failures, reason) order by name)
 from sites where not_before > 0 or failures > 0

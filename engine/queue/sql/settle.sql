@@ -22,6 +22,17 @@ update recipients set
     reason = coalesce(j.value ->> 2, reason), attempts = attempts - (j.value ->> 3)
 from json_each(:rows) as j where recipients.number = j.value ->> 0
 
+-- Who is about to be taken out by hand; who has ended once is in the log.  Rows: number, action, reason
+-- or null for what it is, attempts that do not count.
+-- name: note_removals
+insert into removals (message, recipient, attempts, action, reason, at)
+select m.id, r.address, r.attempts - (j.value ->> 3), j.value ->> 1,
+    coalesce(j.value ->> 2, r.reason), :now
+from json_each(:rows) as j
+join recipients as r on r.number = j.value ->> 0
+join messages as m on m.number = r.message
+where r.result is null order by r.number
+
 -- Rows: number, lane, due, wait or null for what it is, reason or null, attempts that do not count,
 -- whether a late settlement by the lease still counts.
 -- name: queue_recipients

@@ -6,6 +6,10 @@ delete from messages where number in (
     order by finished_at limit :limit
 )
 
+-- Whom nobody logs: their store is not a worker's.
+-- name: drop_stale_removals
+delete from removals where at <= :before
+
 -- Pieces that came before a submitter went away.
 -- name: drop_stale_pieces
 delete from pieces where upload in (select number from uploads where started_at <= :before)

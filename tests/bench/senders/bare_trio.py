@@ -6,6 +6,7 @@ but messages.  One task a connection writes octets that were made before and cou
 usage: bare_trio.py PORT COUNT CONNECTIONS CONTENT data|behind|chunks
 """
 
+import gc
 import json
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import trio
 
+gc.set_threshold(50_000)  # as the engine's command line does; the same in every sender here
 port, count, connections = map(int, sys.argv[1:4])
 content, manner = Path(sys.argv[4]).read_bytes(), sys.argv[5]
 DEPTH = 8

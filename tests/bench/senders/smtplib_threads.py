@@ -1,5 +1,6 @@
 """Send with the standard library: ten threads, a connection each."""
 
+import gc
 import json
 import smtplib
 import sys
@@ -7,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+gc.set_threshold(50_000)  # as the engine's command line does; the same in every sender here
 port, count, content = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[4]).read_bytes()
 THREADS = 10
 delivered = []

@@ -3,6 +3,7 @@
 usage: this_engine.py PORT COUNT CONNECTIONS CONTENT [SETTING=VALUE ...]
 """
 
+import gc
 import json
 import sys
 import time
@@ -17,6 +18,7 @@ from engine.outcome import Status
 from engine.report.events import RecipientSettled
 from engine.settings import Settings
 
+gc.set_threshold(50_000)  # as the engine's command line does; the same in every sender here
 port, count, connections = map(int, sys.argv[1:4])
 content = Path(sys.argv[4]).read_bytes()
 more = {

@@ -1,5 +1,6 @@
 """Connect, STARTTLS, EHLO, QUIT with this engine's connector and TLS; full or resumed."""
 
+import gc
 import json
 import sys
 import time
@@ -14,6 +15,7 @@ from engine.outcome import Peer
 from engine.route import Candidate
 from engine.security import TlsDemand, TlsLevel
 
+gc.set_threshold(50_000)  # as the engine's command line does; the same in every sender here
 port, count, connections = map(int, sys.argv[1:4])
 resumes, ca_file = sys.argv[4] == "resumed", sys.argv[5]
 HOST = "mx.bench.test"

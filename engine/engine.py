@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Final, Self
 
 import trio
 
+from engine import arguments
 from engine.callout import Callout
 from engine.delivery.shared import Shared
 from engine.dispatch import Dispatcher
 from engine.errors import ConfigError
+from engine.message import Message
 from engine.net.connector import Connector
 from engine.net.port import refuse_unknown_services
 from engine.net.tls import TlsClient
@@ -48,7 +50,6 @@ if TYPE_CHECKING:
 
     from engine.callout import Verification
     from engine.hints import Hints
-    from engine.message import Message
     from engine.net.connector import ConnectorLike
     from engine.outcome import Outcome, Peer
     from engine.queue.scheduler import Scheduler
@@ -81,7 +82,7 @@ class Engine:
 
     Attributes:
         outcomes: One `Outcome` for each recipient submitted, as each becomes known; with a store one
-            for each of its attempts, unless `QueueOptions` says otherwise.
+            for each of its attempts, unless `QueueOptions` says otherwise, once the store knows it.
         scheduler: Works the store, where there is one.
         events: What happens inside, for whoever subscribes.
     """
@@ -133,7 +134,8 @@ class Engine:
             hints: What is learned of hosts that is worth knowing next time; `None`: it is kept for
                 the life of this engine.  `engine.queue.hints.open_hints` keeps it in a file.
             max_in_flight: Recipients inside the engine, at least 1; `submit` waits beyond that.  Who
-                has an outcome is inside until it is read.
+                has an outcome is inside until it is read.  With a store `submit` does not wait: so
+                many are tried at a time, and nobody else while as many outcomes wait to be read.
             transcripts: Keep the SMTP dialogue of each outcome.
             veto: Asked before each connection with the peer and the name of its site; returns why
                 not to connect, or `None`.  A vetoed host is deferred with cause `event`, and the
@@ -142,20 +144,26 @@ class Engine:
             tls_reporter: Who tells receivers each day how TLS with them went (RFC 8460 §5), by mail
                 through this engine or over HTTPS; `None`: nobody.
             sign: Returns those reports with a DKIM signature, which RFC 8460 §3 asks for.
-            grace: Seconds a cancelled engine waits for replies to contents that have left.
+            grace: Seconds a cancelled engine waits for replies to contents that have left; 0: it
+                waits for none.
             store: Where mail is kept until it is done with.  Then `submit` returns when a message is
                 in it for good, recipients are tried again as the retry rules say, and there is an
                 outcome for each attempt.  What a run that ended has left there is delivered, too.
-                `engine.queue.sqlite.open_store` keeps it in a file.
+                `engine.queue.sqlite.open_store` keeps it in a file; what that returns is opened here,
+                and closed at the end of the block; what entering it gave stays open.
             queue: How the store is dealt with.
             clock: Wall clock, seconds since the epoch.
             rng: Shuffles hosts of equal preference, and chooses among equal proxies.
 
         Raises:
             ConfigError: Settings or routes cannot be used.
-            ValueError: There is `queue`, and no store; or `max_in_flight` is below 1.
-            TypeError: `settings` is something else.
+            ValueError: There is `queue`, and no store; `max_in_flight` is below 1, or `grace` below 0.
+            TypeError: An argument is of another type, such as a path for `store`.
         """
+        arguments.check_count("max_in_flight", max_in_flight)
+        arguments.check_seconds("grace", grace)
+        arguments.check_resolver(resolver)
+        arguments.check_store(store)
         if isinstance(settings, SettingsTable):
             table = settings
         elif settings is None or isinstance(settings, Settings):
@@ -264,7 +272,7 @@ class Engine:
     async def _run_stored(self, stored: Stored) -> AsyncIterator[None]:
         # The engine is inside: when it has ended everybody has an outcome, and is settled.
         try:
-            async with stored.scheduler:
+            async with stored.opened(), stored.scheduler:
                 try:
                     async with self._run():
                         await stored.recover()
@@ -349,7 +357,10 @@ class Engine:
             RuntimeError: The engine was not entered.
             StoreError: The store has not taken it.
             SubmitError: The store cannot keep it; the text says why.
+            TypeError: It is no message.
         """
+        if not isinstance(message, Message):
+            raise arguments.no_message(message)
         self._check_entered()
         if self._stored is not None:
             return await self._stored.submit(message)
@@ -368,11 +379,24 @@ class Engine:
         recorder.recipients += count
         name = message.id or str(recorder.messages)
         self._unsettled += count
-        if MessageSubmitted in self.events.wanted:
-            octets = message.content.facts.octets
-            self.events.publish(MessageSubmitted(self._clock(), name, count, octets))
-        self._dispatcher.dispatch(message, name)
+        try:
+            if MessageSubmitted in self.events.wanted:
+                octets = message.content.facts.octets
+                self.events.publish(MessageSubmitted(self._clock(), name, count, octets))
+            self._dispatcher.dispatch(message, name)
+        except BaseException:
+            recorder.messages -= 1
+            recorder.recipients -= count
+            self._not_taken(count)
+            raise
         return name
+
+    def _not_taken(self, count: int) -> None:
+        """Forget recipients who will have no outcome, as whoever submitted them gets an error."""
+        self._seats.give_back(count)
+        self._unsettled -= count
+        if self._unsettled == 0 and self._is_draining:
+            self._wake()
 
     async def verify(
         self,
@@ -430,7 +454,11 @@ class Engine:
         if not self._seats.take_nowait(count):
             await self._seats.take(count)
         self._unsettled += count
-        self._dispatcher.dispatch_apart(message, settle, is_callout=is_callout)
+        try:
+            self._dispatcher.dispatch_apart(message, settle, is_callout=is_callout)
+        except BaseException:
+            self._not_taken(count)
+            raise
         await is_over.wait()
 
     def statistics(self) -> Statistics:
@@ -473,6 +501,8 @@ def _stored(
         return None
     from engine.stored import QueueOptions, Stored  # it brings the queue along
 
+    if not (options is None or isinstance(options, QueueOptions)):
+        raise arguments.wrong_type("queue", options, "QueueOptions")
     return Stored(store, options or QueueOptions(), seats=seats, clock=clock, rng=rng)
 
 

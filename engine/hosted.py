@@ -2,7 +2,7 @@
 
 `engine.blocking` runs one in a thread, `engine.aio` in a guest run over asyncio's loop; the rules are
 here, once for both.  An outcome goes to whoever waits for its message (`send`), else to the stream
-that everybody may read.  A store that is still to be opened is opened here, around the engine.
+that everybody may read.
 Not here: threads, loops, how anybody waits outside Trio, and how a call keeps its promise
 (`engine.calls`).
 """
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import logging
 import uuid
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import trio
 
+from engine.arguments import no_message
 from engine.engine import DEFAULT_MAX_IN_FLIGHT
 from engine.errors import EngineClosedError, EngineError, EngineFailedError, SubmitError
 from engine.message import Message
@@ -126,16 +127,13 @@ class HostedEngine:
             deliver: Takes the stream.
             options: What it was made with; of use are `max_in_flight`, which bounds the outcomes in
                 the stream that nobody has read, too, and `store` and `queue`.
-
-        Raises:
-            TypeError: The store is none.
         """
         options = options or {}
         limit = options.get("max_in_flight", DEFAULT_MAX_IN_FLIGHT)
         self.engine = engine
         self.failure: Exception | None = None
         self.refusal: EngineError | None = None
-        self._store = _checked_store(options.get("store"))
+        self._has_store = options.get("store") is not None
         queue = options.get("queue")
         self._has_outcomes = queue is None or queue.on_settled is None
         self._deliver = deliver
@@ -178,9 +176,8 @@ class HostedEngine:
             self._nursery = None
 
     async def _host(self, nursery: trio.Nursery, opened: Callable[[], None]) -> None:
-        to_open = self._store if isinstance(self._store, AbstractAsyncContextManager) else None
         try:
-            async with to_open or nullcontext(), self.engine:
+            async with self.engine:
                 self._nursery = nursery
                 opened()
                 await self._leaving.wait()
@@ -280,7 +277,7 @@ class HostedEngine:
         count = len(_checked(message).recipients)
         async with self._explained():
             with trio.move_on_after(_seconds(timeout)):
-                if self._store is not None:
+                if self._has_store:
                     return await self.engine.submit(message)
                 await self._seats.take(count)
                 try:
@@ -288,7 +285,7 @@ class HostedEngine:
                 except BaseException:
                     self._seats.give_back(count)
                     raise
-        why = "the engine is full" if self._store is None else "the store is busy, and may have it"
+        why = "the engine is full" if not self._has_store else "the store is busy, and may have it"
         raise TimeoutError(f"not taken within {timeout} s: {why}")
 
     async def submit_for(self, message: Message, collector: Collector) -> str:
@@ -354,7 +351,7 @@ class HostedEngine:
     def _collectable(self, message: Message) -> Message:
         """Refuse what would have no outcome, or those of another."""
         _checked(message)
-        if self._store is None:
+        if not self._has_store:
             return message
         if not self._has_outcomes:
             raise ValueError("outcomes go to QueueOptions.on_settled; use submit")
@@ -371,7 +368,7 @@ class HostedEngine:
         flight = self._in_flight.get(name)
         if flight is None:
             flight = self._in_flight[name] = _InFlight(0, collector, has_seats=collector is None)
-            if self._store is not None:
+            if self._has_store:
                 flight.recipients = [recipient.address for recipient in message.recipients]
         elif collector is not None or not flight.has_seats:
             # Outcomes name their message by its id: they would come to the wrong one.
@@ -440,7 +437,7 @@ class HostedEngine:
                 self._put_stray(outcome)
                 continue
             # Who has mail kept, and does not ask what became of it, need not be told that all is well.
-            is_well = self._store is not None and outcome.status is Status.DELIVERED
+            is_well = self._has_store and outcome.status is Status.DELIVERED
             _log.log(
                 logging.INFO if is_well else logging.WARNING,
                 "nobody reads outcomes: message %s to <%s>: %s: %s",
@@ -456,7 +453,7 @@ class HostedEngine:
 
     async def _sort(self) -> None:
         async for outcome in self.engine.outcomes:
-            if self._is_read and self._store is not None and not self._is_collected(outcome):
+            if self._is_read and self._has_store and not self._is_collected(outcome):
                 await self._wait_for_seat(outcome)
             else:
                 self._hand_over(outcome)
@@ -490,10 +487,10 @@ class HostedEngine:
 
     def _hand_over(self, outcome: Outcome) -> None:
         flight = self._in_flight.get(outcome.message)
-        if self._store is not None and not self._is_collected(outcome):
+        if self._has_store and not self._is_collected(outcome):
             flight = None
         if flight is None:
-            if self._is_read and self._store is not None:
+            if self._is_read and self._has_store:
                 self._put_stray(outcome)  # the end is near, and they are few
             else:
                 self.keep([outcome])
@@ -516,15 +513,8 @@ class HostedEngine:
 
 def _checked(message: Message) -> Message:
     if not isinstance(message, Message):
-        raise TypeError(f"found a {type(message).__name__}; allowed is a Message")
+        raise no_message(message)
     return message
-
-
-def _checked_store(store: object) -> object:
-    is_store = isinstance(store, AbstractAsyncContextManager) or hasattr(store, "lease")
-    if store is not None and not is_store:
-        raise TypeError(f"store is a {type(store).__name__}; allowed is what open_store returns")
-    return store
 
 
 def _seconds(timeout: object) -> float:

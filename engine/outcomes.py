@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -114,6 +114,14 @@ class Seats:
         return self._free >= count or self._free == self._total
 
 
+class Places(Protocol):
+    """What outcomes have until they are read."""
+
+    def give_back(self, count: int = 1) -> None:
+        """Hear that so many were read."""
+        ...
+
+
 class Outcomes(trio.abc.ReceiveChannel["Outcome"]):
     """The channel outcomes come back on; taking one gives its seat back.
 
@@ -121,7 +129,7 @@ class Outcomes(trio.abc.ReceiveChannel["Outcome"]):
     seats make needless: a bound of its own, and a sender that may have to wait.
     """
 
-    def __init__(self, seats: Seats) -> None:
+    def __init__(self, seats: Places) -> None:
         self._seats = seats
         self._in_a_row = 0
         # Not bounded here: what can be in it has a seat each, and seats are bounded.

@@ -1,9 +1,9 @@
 """An engine with a store: what is submitted is on disk first, and tried until it is done with.
 
-    submit → store → scheduler → engine → outcomes → scheduler → store
-                                                        └→ whoever reads them
+    submit → store → scheduler → engine → outcomes → scheduler → store → whoever reads them
 
-Made by `Engine(store=…)`.  Not here: what the scheduler decides, and how the engine delivers.
+Who was delivered is settled before anybody reads of it: a reader that hangs holds up what would be
+leased next, and leaves nobody in doubt.  Made by `Engine(store=…)`.  Not here: what the scheduler decides, and how the engine delivers.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import os
 import socket
 import time
 import uuid
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
 
 from engine.errors import EngineClosedError
-from engine.outcomes import CLOSED, Outcomes, Seats
+from engine.outcomes import CLOSED, Outcomes
 from engine.queue.decision import Policy
 from engine.queue.scheduler import DEFAULT_REMEMBER, DEFAULT_SITE_SEATS, Scheduler
 from engine.queue.submission import Submission
+from engine.queue.unopened import UnopenedStore
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -64,6 +66,27 @@ class QueueOptions:
     only_final: bool = False
 
 
+class _Unread:
+    """How many outcomes wait to be read; with too many nothing more is leased."""
+
+    def __init__(self, limit: int, on_room: Callable[[], None]) -> None:
+        self._limit = limit
+        self._on_room = on_room
+        self._count = 0
+
+    def is_full(self) -> bool:
+        return self._count >= self._limit
+
+    def add(self, count: int) -> None:
+        self._count += count
+
+    def give_back(self, count: int = 1) -> None:
+        was_full = self.is_full()
+        self._count -= count
+        if was_full and not self.is_full():
+            self._on_room()
+
+
 class Stored:
     """The store's side of an engine; see the head of the module.
 
@@ -86,16 +109,16 @@ class Stored:
         Args:
             store: Where the queue is.
             options: How it is dealt with.
-            seats: Recipients in work at a time, and outcomes that wait to be read.
+            seats: Recipients in work at a time; with as many outcomes that wait to be read nothing
+                more is leased.
             clock: Wall clock, seconds since the epoch.
             rng: For the jitter of pauses of sites.
         """
         self._store = store
         self._options = options
         self._clock = clock
-        self._seats = Seats(seats)
-        self.outcomes = Outcomes(self._seats)
-        self._is_closing = False
+        self._unread = _Unread(seats, self._look_again)
+        self.outcomes = Outcomes(self._unread)
         self._is_draining = False
         self._is_over = trio.Event()
         self.scheduler = Scheduler(
@@ -104,11 +127,24 @@ class Stored:
             policy=options.policy,
             seats=seats,
             site_seats=options.site_seats,
-            on_settled=options.on_settled or self._tell,
+            on_settled=options.on_settled,
+            on_kept=self._put if options.on_settled is None else None,
+            is_full=self._unread.is_full,
             remember=options.remember,
             clock=clock,
             rng=rng,
         )
+
+    def opened(self) -> AbstractAsyncContextManager[object]:
+        """Return the block around all the others: it opens a store that is still to be opened.
+
+        What is a store already is left to whoever opened it.
+
+        Raises:
+            RuntimeError: From the block: somebody else has entered it.
+            StoreError: From the block: the store cannot be opened.
+        """
+        return self._store if isinstance(self._store, UnopenedStore) else nullcontext()
 
     async def submit(self, message: Message) -> str:
         """Put a message in the store; it is on disk when this returns.
@@ -154,18 +190,14 @@ class Stored:
         await self._is_over.wait()
 
     def close(self) -> None:
-        """The engine has ended: what is left is told without waiting for whoever reads."""
-        self._is_draining = self._is_closing = True
-        self._seats.close()
+        """The engine has ended, and takes nothing more."""
+        self._is_draining = True
 
-    async def _tell(self, batch: Sequence[Settled]) -> None:
-        if self._options.only_final:
-            batch = [each for each in batch if each.is_final]
-        # All or none: what is told twice in one run would be counted twice.
-        if not self._is_closing:
-            try:
-                await self._seats.take(len(batch))
-            except EngineClosedError:
-                await trio.lowlevel.checkpoint_if_cancelled()
-        for settled in batch:
+    def _put(self, batch: Sequence[Settled]) -> None:
+        told = [each for each in batch if each.is_final or not self._options.only_final]
+        self._unread.add(len(told))
+        for settled in told:
             self.outcomes.put(settled.outcome)
+
+    def _look_again(self) -> None:
+        self.scheduler.look_again()

@@ -23,11 +23,16 @@ EXAMPLES: Final = (
     "ya29.vF9dft4qmTc2Nvb3RlckBhdHRhdmlzdGEuY29tCg",
 )
 
-#: A private key in PEM (RFC 7468 §10), and what no DER but one of a private key has: PKCS #8
+#: A private key in PEM (RFC 7468 §10 and §11, and the older forms with the algorithm's name), and what no DER but one of a private key has: PKCS #8
 #: (RFC 5958 §2) at its beginning, with an elliptic curve, short and long, or RSA; the form of
 #: RFC 5915 §3, which trustme writes, between the private key and the public one.
 KEYS: Final = (
-    b"PRIVATE KEY-----",
+    # With its beginning: what is behind that stands in the engine's source, and Hypothesis makes up
+    # texts of what it finds there.
+    b"BEGIN PRIVATE KEY-----",
+    b"BEGIN EC PRIVATE KEY-----",
+    b"BEGIN RSA PRIVATE KEY-----",
+    b"BEGIN ENCRYPTED PRIVATE KEY-----",
     bytes.fromhex("020100 3013 06072a8648ce3d0201"),
     bytes.fromhex("020100 3010 06072a8648ce3d0201"),
     bytes.fromhex("020100 300d 06092a864886f70d010101"),

@@ -82,6 +82,7 @@ USES_FAKES = {"engine.worker.demo"}
 ROOM_OF = dict.fromkeys(
     (
         "__init__",
+        "arguments",
         "bounce_facts",
         "bounces",
         "callout",

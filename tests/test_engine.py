@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
@@ -15,7 +16,11 @@ from engine.engine import Engine
 from engine.errors import ConfigError, EngineClosedError
 from engine.outcome import Cause, Outcome, Status
 from engine.paths import PathRule, SettingsTable
+from engine.queue.memory import MemoryStore
+from engine.routing.router import Router
+from engine.routing.table import RouteTable
 from engine.settings import Settings
+from engine.testing.dns import FakeDns
 from engine.testing.script import parse_script
 from engine.testing.server import play
 from engine.testing.sink import open_sink
@@ -106,11 +111,26 @@ async def test_outside_of_its_block_an_engine_takes_nothing():
         ({"routes": {"*": ["192.0.2.1"]}}, "route 1 is '\\*'; allowed: a pair of what it matches"),
         ({"routes": ["192.0.2.1"]}, "route 1 is '192.0.2.1'; allowed: a pair of what it matches"),
         ({"routes": [("*", "192.0.2.1")]}, "hosts is '192.0.2.1'; allowed: a list"),
+        ({"grace": "10s"}, "grace is a str; allowed is a number of seconds"),
+        ({"grace": -1}, "grace is -1; allowed is a number of seconds, 0 or more"),
+        ({"max_in_flight": "10"}, "max_in_flight is a str; allowed is a whole number"),
+        ({"max_in_flight": 0}, "max_in_flight is 0; at least 1 is needed"),
+        ({"resolver": "8.8.8.8"}, "resolver is a str; allowed is a Resolver"),
+        ({"store": "spool.sqlite"}, r"store is a str; .* open_store\('spool.sqlite'\)"),
+        ({"store": MemoryStore(), "queue": {}}, "queue is a dict; allowed is QueueOptions"),
     ],
 )
 def test_an_engine_cannot_be_made_of_anything(arguments, said):
-    with pytest.raises((ConfigError, TypeError), match=said):
+    with pytest.raises((ConfigError, TypeError, ValueError), match=said):
         Engine(**arguments)
+
+
+@pytest.mark.parametrize("more", [{}, {"store": MemoryStore()}])
+async def test_what_is_no_message_is_not_taken(more, autojump_clock):
+    async with serving() as service, an_engine(service, **more) as engine:
+        with pytest.raises(TypeError, match="message is a str; allowed is a Message"):
+            await engine.submit("hello")
+        assert engine.statistics().submitted == 0
 
 
 async def test_exceptions_of_the_block_come_out_ungrouped_and_stop_at_once(autojump_clock):
@@ -228,6 +248,47 @@ async def test_a_message_larger_than_the_house_waits_for_an_empty_one(autojump_c
             await engine.outcomes.receive()
 
         assert engine.statistics().submitted == 6
+
+
+class BrokenRouter(Router):
+    """A router with a bug: it raises for one domain."""
+
+    def known(self, domain, address_family=None):
+        if domain == "broken.test":
+            raise ZeroDivisionError("a bug")
+        return super().known(domain, address_family)
+
+
+def broken_router() -> Router:
+    return BrokenRouter(FakeDns({}), table=RouteTable([("*", ["192.0.2.1"])]))
+
+
+async def test_who_cannot_be_dispatched_was_not_taken(autojump_clock):
+    async with (
+        serving() as service,
+        an_engine(service, router=broken_router(), max_in_flight=2) as engine,
+    ):
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError):
+                await engine.submit(message("a@broken.test", "b@broken.test"))
+        assert engine.statistics() == replace(engine.statistics(), messages=0, submitted=0)
+
+        assert await engine.submit(message("a@x.test", "b@x.test")) == "1"
+        assert await engine.drain(60)
+        found = [await engine.outcomes.receive() for _ in range(2)]
+
+    assert told(found) == [f"{name}@x.test delivered - final reply 250" for name in "ab"]
+
+
+async def test_who_cannot_be_asked_about_takes_no_seat(autojump_clock):
+    async with (
+        serving() as service,
+        an_engine(service, router=broken_router(), max_in_flight=2) as engine,
+    ):
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError):
+                await engine.verify(["a@broken.test", "b@broken.test"])
+        assert await engine.drain(60)
 
 
 # ---- the end -------------------------------------------------------------------------------------

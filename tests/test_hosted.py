@@ -304,7 +304,7 @@ async def test_with_a_store_the_queue_waits_for_who_has_begun_to_read(autojump_c
             await trio.sleep(60)
     assert names == {f"n{number}@x.test" for number in range(9)}
     assert "nobody reads outcomes" not in caplog.text
-    assert "cannot be kept: nobody has taken, or read, them within 10 s" in caplog.text
+    assert "cannot be kept" not in caplog.text
     assert host.stream == [None]
 
 
@@ -340,11 +340,12 @@ async def test_with_a_store_a_cancelled_run_hands_over_what_waits_for_a_reader(a
 
 async def test_a_store_is_opened_around_the_engine(autojump_clock, tmp_path):
     path = tmp_path / "spool.sqlite"
-    async with hosting(store=open_store(path)) as host:
+    opening = open_store(path)
+    async with hosting(store=opening) as host:
         await host.send(message("a@x.test"))
         async with open_store(path, is_read_only=True) as store:
             assert len(await store.owners()) <= 1
-    assert "not open" in repr(host._store)
+    assert "not open" in repr(opening)
 
 
 async def test_a_store_that_cannot_be_opened_is_the_callers_to_mend(
@@ -371,9 +372,9 @@ def test_what_is_no_store_is_refused(store: object):
 @pytest.mark.parametrize("call", ["submit", "send"])
 async def test_what_is_no_message_is_refused(call: str, autojump_clock):
     async with hosting() as host:
-        with pytest.raises(TypeError, match="found a str; allowed is a Message"):
+        with pytest.raises(TypeError, match="message is a str; allowed is a Message"):
             await getattr(host, call)("Subject: hello")
-        with pytest.raises(TypeError, match="found a str; allowed is a Message"):
+        with pytest.raises(TypeError, match="message is a str; allowed is a Message"):
             await host.submit_for("Subject: hello", None)
 
 

@@ -54,6 +54,48 @@ def test_any_other_notify_is_refused_however_the_recipient_is_made(notify):
         Recipient("bob@example.net", BOB.mailbox, frozenset(notify))
 
 
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"address": b"bob@example.net"}, "address is a bytes; allowed is a text, as in bob@"),
+        ({"address": None}, "address is a NoneType; allowed is a text"),
+        ({"notify": "never"}, r'notify is a str; allowed is a list of wishes, as in \["never"\]'),
+        ({"notify": b"never"}, "notify is a bytes; allowed is a list"),
+        ({"notify": 5}, "notify is a int; allowed is a list"),
+        ({"notify": None}, "notify is a NoneType; allowed is a list"),
+        ({"notify": ["never", 5]}, "a wish in notify is a int; allowed is a text"),
+        ({"notify": [["never"]]}, "a wish in notify is a list; allowed is a text"),
+        ({"orcpt": b"rfc822;bob@example.org"}, "orcpt is a bytes; allowed is a text"),
+    ],
+)
+def test_what_a_recipient_is_parsed_of_is_looked_at(facts, said):
+    with pytest.raises(TypeError, match=said):
+        Recipient.parse(**{"address": "bob@example.net"} | facts)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"mailbox": "bob@example.net"}, "mailbox is a str; allowed is a Mailbox, as Recipient.p"),
+        ({"mailbox": None}, "mailbox is a NoneType; allowed is a Mailbox"),
+        ({"address": b"bob@example.net"}, "address is a bytes; allowed is a text"),
+        ({"notify": "never"}, "notify is a str; allowed is a frozenset"),
+        ({"notify": ["never"]}, "notify is a list; allowed is a frozenset"),
+        ({"notify": ()}, "notify is a tuple; allowed is a frozenset"),
+        ({"orcpt": 5}, "orcpt is a int; allowed is a text"),
+    ],
+)
+def test_what_a_recipient_is_made_of_is_looked_at_when_it_is_made(facts, said):
+    with pytest.raises(TypeError, match=said):
+        Recipient(**{"address": "bob@example.net", "mailbox": BOB.mailbox} | facts)
+
+
+def test_wishes_may_come_in_any_iterable():
+    wishes = iter(["success", "delay"])
+    assert Recipient.parse("b@c.test", wishes).notify == {"success", "delay"}
+    assert Recipient.parse("b@c.test", []).notify == frozenset()
+
+
 def test_a_wish_named_twice_counts_once():
     assert Recipient.parse("b@c.test", ["delay", "delay"]).notify == frozenset({"delay"})
 
@@ -112,13 +154,23 @@ def test_a_message_needs_a_recipient():
             "reverse_path is a str; allowed is what Message.parse_sender makes",
         ),
         (
-            {"recipients": ("bob@example.net",)},
-            "a recipient is a str; allowed is what Recipient.parse makes",
+            {"recipients": (BOB, "bob@example.net")},
+            r"recipients\[1\] is a str; allowed is what Recipient.parse makes",
         ),
         (
             {"recipients": "bob@example.net"},
-            "a recipient is a str; allowed is what Recipient.parse makes",
+            "recipients is a str; allowed is a list of what Recipient.parse makes",
         ),
+        ({"recipients": BOB}, "recipients is a Recipient; allowed is a list of what"),
+        ({"recipients": None}, "recipients is a NoneType; allowed is a list of what"),
+        ({"envid": 5}, "envid is a int; allowed is a text or None"),
+        ({"envid": b"x"}, "envid is a bytes; allowed is a text or None"),
+        ({"ret": True}, "ret is a bool; allowed is full, hdrs or None"),
+        ({"ret": ["full"]}, "ret is a list; allowed is full, hdrs or None"),
+        ({"require_tls": "no"}, "require_tls is a str; allowed is True or False"),
+        ({"require_tls": None}, "require_tls is a NoneType; allowed is True or False"),
+        ({"require_tls": 0}, "require_tls is a int; allowed is True or False"),
+        ({"smtputf8": "no"}, "smtputf8 is a str; allowed is True or False"),
         (
             {"content": "Subject: x"},
             "content is a str; allowed is what from_text, from_octets, from_binary and from_file make",
@@ -132,8 +184,21 @@ def test_what_a_message_is_made_of_is_looked_at_when_it_is_made(facts, said):
         )
 
 
-def test_recipients_may_come_as_a_list():
-    assert Message("1", None, [BOB], CONTENT).recipients == (BOB,)
+@pytest.mark.parametrize("recipients", [[BOB], iter([BOB]), {BOB}])
+def test_recipients_may_come_in_any_iterable(recipients):
+    assert Message("1", None, recipients, CONTENT).recipients == (BOB,)
+
+
+@pytest.mark.parametrize("ret", ["full", "hdrs", None])
+def test_a_report_returns_the_whole_message_or_its_header_section(ret):
+    """RFC 3461 §4.3."""
+    assert Message("1", None, (BOB,), CONTENT, ret=ret).ret == ret
+
+
+@pytest.mark.parametrize("ret", ["bodies", "FULL", "", "full\r\nRCPT TO:<x@y.test>"])
+def test_a_report_returns_nothing_else(ret):
+    with pytest.raises(ValueError, match="allowed are full and hdrs, or None"):
+        Message("1", None, (BOB,), CONTENT, ret=ret)
 
 
 def test_a_message_asks_for_nothing_by_default():
@@ -167,6 +232,13 @@ def test_a_sender_is_a_mailbox(sender):
 @pytest.mark.parametrize("sender", [" ", "a", "a@", "<a@b.test"])
 def test_any_other_sender_is_refused(sender):
     with pytest.raises(AddressSyntaxError):
+        Message.parse_sender(sender)
+
+
+@pytest.mark.parametrize("sender", [None, b"a@b.test", BOB.mailbox, ["a@b.test"]])
+def test_a_sender_is_a_text(sender):
+    said = f'sender is a {type(sender).__name__}; allowed is a text.* or "" for the null path'
+    with pytest.raises(TypeError, match=said):
         Message.parse_sender(sender)
 
 

@@ -14,6 +14,12 @@ from pathlib import Path
 import pytest
 import trustme
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 
 from tests.certificates import make, rsa_key
 from tests.leak_watch import FORMS
@@ -150,6 +156,23 @@ def test_a_key_made_on_the_fly_is_known_by_its_head_and_by_its_body(key):
     assert is_found(b64decode("".join(body)).hex())
     assert is_found(repr(b64decode("".join(body))))
     assert is_found(b64decode("".join(body)).decode("latin-1"))
+
+
+@pytest.mark.parametrize("passphrase", [None, MARK.encode()])
+@pytest.mark.parametrize("form", [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL])
+@pytest.mark.parametrize("key", [ec.generate_private_key(ec.SECP256R1()), rsa_key(2048)])
+def test_a_key_is_known_by_its_head_in_every_form(key, form, passphrase):
+    encryption = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
+    pem = key.private_bytes(Encoding.PEM, form, encryption)
+    assert is_found(pem.decode().splitlines()[0])
+
+
+def test_what_hypothesis_may_take_from_the_engine_is_no_secret():
+    """It makes up texts and octets of the constants in the source of what is tested."""
+    for path in sorted((TESTS.parent / "engine").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant):
+                assert not any(map(is_found, texts(node))), f"{path}, line {node.lineno}"
 
 
 def test_a_certificate_is_no_key():

@@ -12,13 +12,14 @@ from engine.engine import Engine
 from engine.errors import EngineClosedError
 from engine.outcome import Status
 from engine.queue.decision import Policy, Unknown
-from engine.queue.errors import StoreFullError
+from engine.queue.errors import StoreFullError, StoreUnusableError
 from engine.queue.hints import MemoryHints
 from engine.queue.memory import MemoryStore
 from engine.queue.retry import read_rules
 from engine.queue.sqlite import open_store
 from engine.queue.submission import Submission
 from engine.queue.values import State
+from engine.report.events import MessageSubmitted
 from engine.stored import QueueOptions, unique_name
 from tests.delivery.helpers import (
     CONTENT,
@@ -156,6 +157,67 @@ async def test_what_a_run_before_has_left_is_delivered(tmp_path, autojump_clock)
     assert (outcome.message, outcome.status) == ("one", Status.DELIVERED)
 
 
+# The next run on a real clock: one in memory would jump while the file is written, and on and on.
+
+
+async def test_a_store_that_was_not_entered_is_opened_around_the_engine(tmp_path):
+    path = tmp_path / "spool.sqlite"
+    opening = open_store(path)
+    async with serving() as service:
+        engine = stored_engine(service, opening)
+        assert "not open" in repr(opening)
+        async with engine:
+            await engine.submit(message(A, id="one"))
+            assert (await engine.outcomes.receive()).status is Status.DELIVERED
+        assert "not open" in repr(opening)
+        # What it had settled is there, and whoever comes next opens it again.
+        async with opening as store:
+            assert await left_in(store) == []
+
+
+async def test_a_store_that_was_entered_stays_open_behind_the_engine(tmp_path):
+    async with serving() as service, open_store(tmp_path / "spool.sqlite") as store:
+        async with stored_engine(service, store) as engine:
+            await engine.submit(message(A))
+            await engine.outcomes.receive()
+        assert await left_in(store) == []
+
+
+async def test_a_store_has_one_who_opens_and_closes_it(tmp_path):
+    opening = open_store(tmp_path / "spool.sqlite")
+    async with serving() as service, opening as store:
+        engine = stored_engine(service, opening)
+        with pytest.raises(RuntimeError, match="is open already"):
+            async with engine:
+                pass
+        assert [each async for each in engine.outcomes] == []
+        assert await left_in(store) == []
+
+
+async def test_an_engine_whose_store_cannot_be_opened_does_not_begin(tmp_path):
+    async with serving() as service:
+        engine = stored_engine(service, open_store(tmp_path / "none" / "spool.sqlite"))
+        with pytest.raises(StoreUnusableError):
+            async with engine:
+                pass
+        assert [each async for each in engine.outcomes] == []
+
+
+async def test_a_cancelled_engine_closes_the_store_it_has_opened(tmp_path):
+    opening = open_store(tmp_path / "spool.sqlite")
+    async with serving(stalls) as service:
+        with trio.CancelScope() as scope:
+            async with stored_engine(service, opening, grace=0) as engine:
+                async with engine.events.subscribe() as events:
+                    await engine.submit(message("stall@x.test", id="one"))
+                    async for event in events:
+                        if isinstance(event, MessageSubmitted):
+                            scope.cancel()
+    assert "not open" in repr(opening)
+    async with opening as store:
+        assert await left_in(store) == [("stall@x.test", State.QUEUED, 0)]
+
+
 async def test_leases_of_the_dead_are_taken_over_at_once(autojump_clock):
     store = MemoryStore()
     await store.submit([Submission(message=message(A, B, id="one"), submitted_at=0.0)])
@@ -222,6 +284,130 @@ async def test_who_does_not_read_outcomes_stops_the_rest_and_loses_nothing(autoj
         outcomes = await receive(engine, 10)
 
     assert len({outcome.message for outcome in outcomes}) == 10
+    assert await left_in(store) == []
+
+
+async def test_who_was_delivered_is_settled_whether_or_not_anybody_reads_of_it(autojump_clock):
+    store = MemoryStore()
+    first = replace(OPTIONS, owner="first")
+    async with (
+        serving() as service,
+        stored_engine(service, store, max_in_flight=2, queue=first) as hung,
+    ):
+        for number in range(10):
+            await hung.submit(message(A, id=f"m{number}"))
+        await trio.sleep(60)
+        left = [number for number, _, _ in await left_in(store)]
+        assert 2 <= len(service.accepted) < 4
+        assert len(left) + len(service.accepted) == 10
+        assert {(state, tries) for _, state, tries in await left_in(store)} == {(State.QUEUED, 0)}
+
+        # Nothing is known of it any more: nobody may have been delivered, and nobody is twice.
+        second = replace(OPTIONS, owner="second", dead=["first"])
+        async with stored_engine(service, store, queue=second) as engine:
+            outcomes = await receive(engine, len(left))
+        assert {outcome.status for outcome in outcomes} == {Status.DELIVERED}
+        assert len(service.accepted) == 10
+        assert await left_in(store) == []
+
+
+async def test_a_drain_does_not_wait_for_whoever_reads(autojump_clock):
+    store = MemoryStore()
+    async with serving() as service, stored_engine(service, store, max_in_flight=2) as engine:
+        for number in range(10):
+            await engine.submit(message(A, id=f"m{number}"))
+        await trio.sleep(60)
+        assert await engine.drain(60)
+        assert State.LEASED not in {state for _, state, _ in await left_in(store)}
+    outcomes = [outcome.message async for outcome in engine.outcomes]
+    assert len(outcomes) == len(set(outcomes)) == len(service.accepted)
+
+
+@pytest.mark.parametrize("seats", [1, 2, 5])
+async def test_outcomes_that_nobody_reads_are_bounded(seats, autojump_clock):
+    store = MemoryStore()
+    async with serving() as service, stored_engine(service, store, max_in_flight=seats) as engine:
+        await engine.submit(message(*[f"n{number}@x.test" for number in range(40)]))
+        most = 0
+        for _ in range(40):
+            await trio.sleep(60)
+            most = max(most, len(engine.outcomes))
+            await engine.outcomes.receive()
+        assert seats <= most < 2 * seats
+    assert await left_in(store) == []
+
+
+async def test_whoever_reads_of_a_delivery_finds_it_settled(autojump_clock):
+    store = MemoryStore()
+    async with serving() as service, stored_engine(service, store) as engine:
+        for number in range(3):
+            await engine.submit(message(A, id=f"m{number}"))
+            await engine.outcomes.receive()
+            assert await left_in(store) == []
+
+
+class StuckStore(MemoryStore):
+    """A store that takes no more settlements once it is told so; what was asked is counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fails = False
+        self.asked = 0
+
+    async def settle(self, settlements, **how):
+        self.asked += 1
+        if self.fails:
+            raise StoreFullError("no space left on device")
+        return await super().settle(settlements, **how)
+
+
+async def test_what_cannot_be_settled_is_read_of_at_the_end_all_the_same(autojump_clock):
+    store = StuckStore()
+    store.fails = True
+    async with serving() as service:
+        async with stored_engine(service, store) as engine:
+            for number in range(3):
+                await engine.submit(message(A, id=f"m{number}"))
+            await trio.sleep(20)
+            with pytest.raises(trio.WouldBlock):
+                engine.outcomes.receive_nowait()
+            engine.cancel()
+            await trio.sleep_forever()
+    assert [outcome.status async for outcome in engine.outcomes] == ["delivered"] * 3
+    assert len(service.accepted) == 3
+    assert store.asked > 1
+
+
+async def test_what_is_settled_at_the_second_try_is_read_of_once(autojump_clock):
+    store = StuckStore()
+    store.fails = True
+    async with serving() as service, stored_engine(service, store) as engine:
+        await engine.submit(message(A, B, id="one"))
+        await trio.sleep(20)
+        store.fails = False
+        outcomes = await receive(engine, 2)
+        assert await left_in(store) == []
+    assert {outcome.recipient for outcome in outcomes} == {A, B}
+    assert [each async for each in engine.outcomes] == []
+
+
+async def test_cancelled_while_it_is_settled_an_outcome_comes_once(autojump_clock):
+    class SlowStore(MemoryStore):
+        async def settle(self, settlements, **how):
+            is_settling.set()
+            ignored = await super().settle(settlements, **how)
+            await trio.sleep(3)
+            return ignored
+
+    is_settling, store = trio.Event(), SlowStore()
+    async with serving() as service:
+        with trio.CancelScope() as scope:
+            async with stored_engine(service, store) as engine:
+                await engine.submit(message(A, id="one"))
+                await is_settling.wait()
+                scope.cancel()
+                await trio.sleep_forever()
+    assert [outcome.status async for outcome in engine.outcomes] == ["delivered"]
     assert await left_in(store) == []
 
 

@@ -114,6 +114,8 @@ class Scheduler:
         seats: int = DEFAULT_SEATS,
         site_seats: int = DEFAULT_SITE_SEATS,
         on_settled: Callable[[Sequence[Settled]], Awaitable[None]] | None = None,
+        on_kept: Callable[[Sequence[Settled]], None] | None = None,
+        is_full: Callable[[], bool] = lambda: False,
         lease_seconds: float = DEFAULT_LEASE_SECONDS,
         crash_seconds: float = DEFAULT_CRASH_SECONDS,
         idle_seconds: float = DEFAULT_IDLE_SECONDS,
@@ -135,6 +137,10 @@ class Scheduler:
             on_settled: Told of outcomes and what they make of their recipients, before the store
                 is: a crash in between is a line twice, never one that is missing.  An `OSError`
                 is taken for a lack that passes, and the same is told again later.
+            on_kept: Told of the same behind the store, once each; must not wait.  What the store has
+                not taken is told when the block ends.
+            is_full: Whether nothing more is to be leased, as `on_kept` has enough; `look_again` says
+                that there is room.
             lease_seconds: For how long leases hold without being put off.
             crash_seconds: When what is leased is due again, should this process die.
             idle_seconds: How long the store is left alone at most, though nothing is due.
@@ -153,6 +159,7 @@ class Scheduler:
         self._policy = policy or Policy()
         self._seats = seats
         self._site_seats = site_seats
+        self._is_full = is_full
         self._lease_seconds = lease_seconds
         self._crash_seconds = crash_seconds
         self._idle_seconds = idle_seconds
@@ -167,6 +174,7 @@ class Scheduler:
             store,
             clock=clock,
             on_settled=on_settled,
+            on_kept=on_kept,
             on_batch=self._note_settled,
             patience=close_seconds,
         )
@@ -195,8 +203,11 @@ class Scheduler:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with trio.move_on_after(self._close_seconds, shield=True):
-            await self._settle_what_is_left()
+        try:
+            with trio.move_on_after(self._close_seconds, shield=True):
+                await self._settle_what_is_left()
+        finally:
+            self._settler.end()
         if left := len(self._settler) + len(self._flight):
             _log.error("%d recipients stay leased; the next run recovers them", left)
 
@@ -228,6 +239,10 @@ class Scheduler:
     def drain(self) -> None:
         """Lease nothing any more; `run` returns when all that is out has been settled."""
         self._draining.set()
+        self._work.set()
+
+    def look_again(self) -> None:
+        """Hear that whoever `is_full` asks about has room again."""
         self._work.set()
 
     async def wait_empty(self) -> None:
@@ -462,6 +477,8 @@ class Scheduler:
         return not self._flight and not self._settler
 
     def _free_seats(self) -> int:
+        if self._is_full():
+            return 0
         return self._seats - len(self._flight) - len(self._settler)
 
     async def _settle_what_is_left(self) -> None:

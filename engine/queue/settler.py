@@ -1,4 +1,4 @@
-"""Settling in batches: from decisions on recipients to the store, and to whoever is told before.
+"""Settling in batches: from decisions on recipients to the store, and to who is told before or after.
 
 Used by the scheduler, which adds to it and runs it.  What the store does not take is kept and tried
 again; it is bounded, because nothing is leased meanwhile.  Not here: what becomes of whom
@@ -18,7 +18,7 @@ from engine.queue.decision import Settled
 from engine.queue.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from engine.queue.store import Store
     from engine.queue.values import Settlement, SiteState
@@ -48,6 +48,7 @@ class Settler:
         clock: Callable[[], float],
         on_settled: Callable[[Sequence[Settled]], Awaitable[None]] | None,
         on_batch: Callable[[Sequence[Settlement]], None],
+        on_kept: Callable[[Sequence[Settled]], None] | None = None,
         patience: float,
     ) -> None:
         """Make a settler.
@@ -57,6 +58,8 @@ class Settler:
             clock: Wall clock, seconds since the epoch.
             on_settled: Told before the store is; what it raises of `OSError` is tried again.
             on_batch: Told behind the store what was settled; must not wait.
+            on_kept: Told behind the store of the same as `on_settled` is before it, once; must not
+                wait.
             patience: How long one batch may take, in seconds, when everything is cancelled.
         """
         self.failure: StoreError | OSError | None = None
@@ -66,6 +69,7 @@ class Settler:
         self._clock = clock
         self._on_settled = on_settled
         self._on_batch = on_batch
+        self._on_kept = on_kept
         self._patience = patience
         self._waiting: deque[Settled | Settlement] = deque()
         # So many at the head of those have been told of.
@@ -123,6 +127,10 @@ class Settler:
                 _log.exception("outcomes cannot be kept")
                 return
 
+    def end(self) -> None:
+        """Tell of those the store has not taken: what became of an attempt is known all the same."""
+        self._tell_kept(self._waiting)
+
     async def _settle_batch(self) -> None:
         """Settle some of what waits; what is not settled in the end still waits."""
         batch = list(islice(self._waiting, _BATCH))
@@ -146,10 +154,11 @@ class Settler:
             self.settled += len(batch)
             self.lost += len(ignored)
             self.failure = None
+            self._tell_kept(batch)
             self._on_batch(settlements)
         if scope.cancelled_caught:
             is_told = self._told == len(batch)
-            what = "nothing was settled" if is_told else "nobody has taken, or read, them"
+            what = "nothing was settled" if is_told else "nobody has taken them"
             raise StoreError(f"{what} within {self._patience:g} s")
         await trio.lowlevel.checkpoint_if_cancelled()
 
@@ -159,3 +168,9 @@ class Settler:
         if self._on_settled is not None and news:
             await self._on_settled(news)
         self._told = len(batch)
+
+    def _tell_kept(self, batch: Iterable[Settled | Settlement]) -> None:
+        if self._on_kept is not None:
+            news = [each for each in batch if isinstance(each, Settled)]
+            if news:
+                self._on_kept(news)

@@ -491,8 +491,8 @@ def open_store(
 ) -> StoreToOpen[SqliteStore]:
     """Open the store in a file, for one `async with` block; a file that is not there is made.
 
-    What has begun when the block ends, or is cancelled, is finished first.  Outside Trio it is not
-    entered but given to an engine as it is: `engine.blocking.Engine(store=open_store(path))`.
+    What has begun when the block ends, or is cancelled, is finished first.  An engine opens and
+    closes for itself what was not entered: `Engine(store=open_store(path))`.
 
     Args:
         path: The file, in a folder that is there; two more stand beside it while it is open.

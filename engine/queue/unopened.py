@@ -1,10 +1,10 @@
 """A store that is still to be opened: what `engine.queue.sqlite.open_store` returns.
 
-    async with open_store(path) as store: ...     # opened here
-    engine.blocking.Engine(store=open_store(path))  # opened by the engine, where it runs
+    async with open_store(path) as store: ...   # opened here
+    Engine(store=open_store(path))              # opened by the engine, and closed behind it
 
-For who is not in Trio cannot enter a block of Trio's.  It can be given out wherever a store can, and
-works as one while it is open.  Not here: any store.
+Whoever enters it closes it.  It can be given out wherever else a store can, and works as one while
+it is open.  Not here: any store.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class UnopenedStore(AbstractAsyncContextManager[Any], Generic[_S_co]):
     async def __aenter__(self) -> _S_co:
         if self._opening is not None:
             raise RuntimeError(
-                f"the store {self._name!r} is open already; who shares it opens it anew"
+                f"the store {self._name!r} is open already; who shares it opens it anew, "
+                "or uses what `async with` gave as the store"
             )
         self._opening = self._make()
         try:
@@ -89,6 +90,7 @@ class UnopenedStore(AbstractAsyncContextManager[Any], Generic[_S_co]):
         if self._store is None:
             raise RuntimeError(
                 f"the store {self._name!r} is not open: enter it first, "
-                "`async with open_store(...) as store`, and use what that gives"
+                "`async with open_store(...) as store`, or let an engine do so: "
+                "`async with Engine(store=open_store(...))`"
             )
         return getattr(self._store, name)

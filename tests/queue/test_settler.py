@@ -199,6 +199,48 @@ async def test_a_batch_under_way_is_finished_when_everything_is_cancelled(autoju
     assert await states_of(store) == []
 
 
+async def test_behind_the_store_everybody_is_told_of_once(autojump_clock):
+    store, kept = Failing(2), []
+    made = Settler(
+        store,
+        clock=lambda: START,
+        on_settled=None,
+        on_batch=lambda _: None,
+        on_kept=lambda batch: kept.append((list(batch), len(store.calls))),
+        patience=10.0,
+    )
+    settled = await delivered(store, 3)
+    for each in settled:
+        made.add(each)
+
+    await made.finish()
+    made.end()
+
+    assert kept == [(settled, 3)]
+
+
+async def test_whom_the_store_has_not_taken_is_told_of_at_the_end(autojump_clock):
+    store, kept = Failing(math.inf), []
+    made = Settler(
+        store,
+        clock=lambda: START,
+        on_settled=None,
+        on_batch=lambda _: None,
+        on_kept=kept.extend,
+        patience=10.0,
+    )
+    settled = await delivered(store, 2)
+    for each in settled:
+        made.add(each)
+
+    with trio.move_on_after(10):
+        await made.finish()
+    assert kept == []
+    made.end()
+
+    assert kept == settled
+
+
 async def test_a_store_that_hangs_is_given_up_for_now(autojump_clock):
     class Hanging(MemoryStore):
         async def settle(self, settlements, **how):

@@ -177,20 +177,23 @@ class Dispatcher:
             else:
                 by_domain[domain] = [recipient]
         parcel = _Parcel(message, name, by_domain, now, settle=settle, is_callout=is_callout)
+        unknown = []  # waited for when all is looked at: a bug on the way must leave nothing behind
         for domain in by_domain:
             way = self._ways.get(domain)
             known = self._router.known(domain, self._family_for(domain))
             if known is None or domain in self._waiting:
-                self._wait_for(domain, parcel)
+                unknown.append(domain)
             elif not isinstance(known, Route):
                 parcel.routes[domain] = known
             elif way is None or now >= way.until:
-                self._wait_for(domain, parcel)
+                unknown.append(domain)
             else:
                 parcel.routes[domain], parcel.stances[domain] = known, way.stance
                 if way.pool.is_closed:
                     self._remember(domain, known, way.stance, way.until - now)
-        if not parcel.unknown:
+        for domain in unknown:
+            self._wait_for(domain, parcel)
+        if not unknown:
             self._hand_out(parcel)
 
     def _remember(self, domain: str, route: Route, stance: Stance, seconds: float) -> None:

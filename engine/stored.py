@@ -3,7 +3,8 @@
     submit → store → scheduler → engine → outcomes → scheduler → store → whoever reads them
 
 Who was delivered is settled before anybody reads of it: a reader that hangs holds up what would be
-leased next, and leaves nobody in doubt.  Made by `Engine(store=…)`.  Not here: what the scheduler decides, and how the engine delivers.
+leased next, and leaves nobody in doubt.  Made by `Engine(store=…)`.  Not here: what the scheduler
+decides, and how the engine delivers.
 """
 
 from __future__ import annotations

@@ -280,6 +280,18 @@ async def test_who_cannot_be_dispatched_was_not_taken(autojump_clock):
     assert told(found) == [f"{name}@x.test delivered - final reply 250" for name in "ab"]
 
 
+async def test_a_message_that_can_be_dispatched_in_part_was_not_taken_at_all(autojump_clock):
+    async with serving() as service, an_engine(service, router=broken_router()) as engine:
+        with pytest.raises(ZeroDivisionError):
+            await engine.submit(message("a@new.test", "b@broken.test"))
+        await trio.sleep(1)
+        await engine.submit(message("c@new.test"))
+        assert await engine.drain(60)
+
+    found = [outcome async for outcome in engine.outcomes]
+    assert told(found) == ["c@new.test delivered - final reply 250"]
+
+
 async def test_who_cannot_be_asked_about_takes_no_seat(autojump_clock):
     async with (
         serving() as service,

@@ -169,6 +169,8 @@ class RouteTable:
     __slots__ = ("rules",)
 
     def __init__(self, rules: Iterable[tuple[str, Sequence[str]]] = ()) -> None:
+        if not isinstance(rules, Iterable):
+            raise ValueError(f"routes is {rules!r}; allowed: a list of routes")  # noqa: TRY004 - as below
         self.rules = tuple(_read_rule(number, rule) for number, rule in enumerate(rules, 1))
 
     def rule_for(self, domain: str) -> StaticRoute | None:

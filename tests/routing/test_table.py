@@ -188,3 +188,9 @@ def test_a_match_that_is_no_text_is_refused(match):
 def test_hosts_are_a_list(hosts):
     with pytest.raises(ValueError, match=r"hosts is .*; allowed: a list of one host or more"):
         RouteTable([("*", hosts)])
+
+
+@pytest.mark.parametrize("routes", [None, 25])
+def test_routes_that_are_no_list_are_refused_by_name(routes):
+    with pytest.raises(ValueError, match=r"^routes is (None|25); allowed: a list of routes$"):
+        RouteTable(routes)

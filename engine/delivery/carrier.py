@@ -272,7 +272,11 @@ class Carrier:
                 attempt = self._source.take()
                 if attempt is None:
                     return
-                await self._unpack(attempt)
+                content = attempt.message.content
+                if content.facts.is_8bit and not host.agreed.takes(content.facts):
+                    await self._unpack_converted(attempt)
+                else:
+                    self._unpack(attempt, content)
             if flying and not host.takes_streams and len(todo[0].group) > FEW_RECIPIENTS:
                 return  # more than a server must have room for that may not take it at all
             first = todo[0].attempt
@@ -282,7 +286,7 @@ class Carrier:
                 if not self._is_up_to_date:
                     # What came meanwhile must not be taken for the reply to the next command.
                     self._session.glance()
-                if not await host.make_ready():
+                if not self._session.is_ready and not await host.make_ready():
                     # A refused RSET gives the connection up, not the message.
                     return
             if host.agreed.most_domains and not host.admits(
@@ -302,28 +306,41 @@ class Carrier:
         attempt = await self._source.wait(host.depth.limit)
         if attempt is None:
             return False
-        await self._unpack(attempt)
+        content = attempt.message.content
+        if content.facts.is_8bit and not host.agreed.takes(content.facts):
+            await self._unpack_converted(attempt)
+        else:
+            self._unpack(attempt, content)
         return True
 
-    async def _unpack(self, attempt: Attempt) -> None:
-        """Make an attempt's recipients into jobs, as many as a transaction may have in each."""
+    async def _unpack_converted(self, attempt: Attempt) -> None:
+        """Do as `_unpack` with a content that the host takes in seven bits only."""
+        self._is_up_to_date = False
+        try:
+            content = await in_seven_bit(attempt.message.content)
+        except NotConvertibleError as error:
+            self._refuse(attempt, not_convertible(str(error), self._host.peer))
+        except _NOT_READ as error:
+            self._refuse(attempt, _unreadable(error))
+        else:
+            self._unpack(attempt, content)
+
+    def _refuse(self, attempt: Attempt, problem: Verdict) -> None:
+        """Begin nothing for an attempt that the host cannot be given."""
+        self._host.report_all(attempt, problem)
+        self._source.done(attempt)
+
+    def _unpack(self, attempt: Attempt, content: Content) -> None:
+        """Make an attempt's recipients into jobs, as many as a transaction may have in each.
+
+        Args:
+            attempt: It.
+            content: What is sent: its message's, as this host takes it.
+        """
         host, message = self._host, attempt.message
-        content = message.content
-        problem = None
-        if content.facts.is_8bit and not host.agreed.takes(content.facts):
-            self._is_up_to_date = False
-            try:
-                content = await in_seven_bit(content)
-            except NotConvertibleError as error:
-                problem = not_convertible(str(error), host.peer)
-            except _NOT_READ as error:
-                problem = _unreadable(error)
-        problem = problem or refuse(
-            message, attempt.recipients, content.facts, host.agreed.dialect, host.peer
-        )
+        problem = refuse(message, attempt.recipients, content.facts, host.agreed.dialect, host.peer)
         if problem is not None:
-            host.report_all(attempt, problem)
-            self._source.done(attempt)
+            self._refuse(attempt, problem)
             return
         places = attempt.unasked
         if len(places) == 1:

@@ -61,7 +61,7 @@ class _Domain:
     literal: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Mailbox:
     """`local-part@domain` (RFC 5321 §2.3.11); one that exists may stand in a command.
 
@@ -87,8 +87,8 @@ class Mailbox:
     routing_domain: str = field(init=False, repr=False, compare=False)
     literal: str | None = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        local_part, domain = self.local_part, self.domain
+    def __init__(self, local_part: str, domain: str) -> None:
+        """Make a mailbox of its two parts."""
         try:
             if len(local_part) > MAX_LOCAL_PART_OCTETS or not _PLAIN.fullmatch(local_part):
                 _check_local_part(local_part)
@@ -98,9 +98,12 @@ class Mailbox:
                 _refuse_length("path with its brackets", len(octets) + 2, MAX_PATH_OCTETS)
         except AddressSyntaxError as error:
             raise AddressSyntaxError(f"{_shown(f'{local_part}@{domain}')}: {error}") from None
-        object.__setattr__(self, "octets", octets)
-        object.__setattr__(self, "routing_domain", facts.routing)
-        object.__setattr__(self, "literal", facts.literal)
+        put = object.__setattr__  # it is frozen
+        put(self, "local_part", local_part)
+        put(self, "domain", domain)
+        put(self, "octets", octets)
+        put(self, "routing_domain", facts.routing)
+        put(self, "literal", facts.literal)
 
     def __str__(self) -> str:
         return f"{self.local_part}@{self.domain}"

@@ -141,7 +141,9 @@ def mail(reverse_path: bytes, parameters: Sequence[bytes] = ()) -> Command:
     line = b"MAIL FROM:<%b>" % reverse_path
     if parameters:
         line = b" ".join((line, *parameters))
-    return _line(_MAIL, line)
+    if _find_control(line):
+        raise _refusal(_MAIL)
+    return _new(Command, (_MAIL, line + b"\r\n", None, True, _ONCE, 0))
 
 
 def rcpt(forward_path: bytes, parameters: Sequence[bytes] = ()) -> Command:
@@ -149,7 +151,9 @@ def rcpt(forward_path: bytes, parameters: Sequence[bytes] = ()) -> Command:
     line = b"RCPT TO:<%b>" % forward_path
     if parameters:
         line = b" ".join((line, *parameters))
-    return _line(_RCPT, line)
+    if _find_control(line):
+        raise _refusal(_RCPT)
+    return _new(Command, (_RCPT, line + b"\r\n", None, True, _ONCE, 0))
 
 
 def content(octets: bytes, answers: Answers = Answers.ONCE, *, is_last: bool = True) -> Command:
@@ -193,5 +197,9 @@ def auth_step(response: bytes) -> Command:
 
 def _line(kind: Kind, line: bytes, shown: str | None = None) -> Command:
     if _find_control(line):
-        raise LocalProtocolError(f"control octet in {kind.name} command")
-    return _new(Command, (kind, line + b"\r\n", shown, True, _ONCE, 0))
+        raise _refusal(kind)
+    return Command(kind, line + b"\r\n", shown)
+
+
+def _refusal(kind: Kind) -> LocalProtocolError:
+    return LocalProtocolError(f"control octet in {kind.name} command")

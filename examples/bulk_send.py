@@ -6,7 +6,6 @@ process, which has trouble with the FAULTS.
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections import Counter
 from contextlib import aclosing
@@ -78,7 +77,4 @@ async def main(hosts: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Messages are many objects and no cycles.  A program that does little else sends a tenth more
-    # when the collector does not look for those at every few messages.
-    gc.set_threshold(50_000)
     trio.run(main, sys.argv[1:])

@@ -6,11 +6,11 @@ arrives, pairs each reply with the command it answers, and puts runs of them on 
 So a server that answers slowly cannot deadlock a long list of recipients, and a refusal is seen
 while content is still being written.  Both channels are bounded.
 
-A task switch costs more than a reply.  So whoever is awake lends a hand, and what is handed over on
-the spot needs no channel: a window goes straight to the kernel while the writer has nothing to do,
-and while the conversation waits for replies it reads for itself.  The writer task writes what the
-kernel would not take, and all behind it; the reader task reads while the conversation is `listening`
-for something else too, and keeps the one deadline that a whole reply has, however it drips.  What a peer may do raises in neither: it ends the session, and
+A task switch costs more than a reply.  So whoever is awake lends a hand: a window that the kernel
+takes at once is written by whoever put it on the channel, and while the conversation waits for
+replies it reads for itself.  The writer task writes what the kernel would not take, and all behind
+it; the reader task reads while the conversation is `listening` for something else too, and keeps the
+one deadline that a whole reply has, however it drips.  What a peer may do raises in neither: it ends the session, and
 the conversation learns how from `SessionLost`.
 
 With early pipelining we speak first, so the connection is made when the first window is sent, with
@@ -206,7 +206,7 @@ class Session:
         return reply.without(self._secrets) if self._secrets else reply
 
     async def send(self, *window: Command) -> None:
-        """Write a window, or put it on the commands channel for the writer that is still busy.
+        """Put a window on the commands channel.
 
         It is on its way to the kernel when this returns, unless the peer takes octets more slowly
         than we make them; then this waits as long as the channel is full.  Never raises for what a
@@ -223,7 +223,9 @@ class Session:
             await self._send_first(window)
             return
         if not self._is_writing:
-            self._write_window(window)
+            # The channel is empty: what goes in comes out at once, without a task switch.
+            self._windows_in.send_nowait(window)
+            self._write_next()
             return
         with suppress(trio.BrokenResourceError):
             try:
@@ -285,17 +287,13 @@ class Session:
             answers = list(self._answers)
             self._answers.clear()
             return Run([each.command for each in answers], [each.reply for each in answers])
-        if self._runs:
-            self._runs -= 1
-            run, self._contents_heard = self._replies.receive_nowait()
-        else:
-            run, connection = SILENCE, self._connection
-            while not run.replies:
-                # Behind a failed write, last words may still come.
-                if self.loss is not None or (connection.is_spoiled and not self._write_error):
-                    return SILENCE
-                run = await self._read()
-            self._contents_heard = connection.contents_answered
+        while not self._runs:
+            # Behind a failed write, last words may still come.
+            if self.loss is not None or (self._connection.is_spoiled and not self._write_error):
+                return SILENCE
+            await self._read()
+        self._runs -= 1
+        run, self._contents_heard = self._replies.receive_nowait()
         if self._is_cancelled:
             self._let_cancellation_in()
         return run
@@ -402,9 +400,9 @@ class Session:
         self._put(window, octets, early)
         self._arm()
 
-    def _write_window(self, window: Window) -> None:
-        """Write a window as far as the kernel takes it; the rest is the writer task's."""
-        connection = self._connection
+    def _write_next(self) -> None:
+        """Write the next window as far as the kernel takes it; the rest is the writer task's."""
+        window, connection = self._windows.receive_nowait(), self._connection
         is_first = not connection.unanswered
         octets = connection.send_window(window)
         if self._scribe is not None:
@@ -450,7 +448,7 @@ class Session:
                     with suppress(trio.WouldBlock):
                         while self._unwritten is None and self.is_usable:
                             await trio.lowlevel.checkpoint_if_cancelled()
-                            self._write_window(self._windows.receive_nowait())
+                            self._write_next()
                     self._is_writing = self._unwritten is not None
                     if self._half_closes and not self._is_writing:
                         await self.half_close()
@@ -536,18 +534,19 @@ class Session:
     async def _listen(self) -> None:
         """Read until the session is lost, or there is enough to hear."""
         while self._runs < _CHANNEL_ITEMS:
-            self._pass_on(await self._read())
+            await self._read()
             if self.loss is not None:
                 return
         await trio.sleep_forever()
 
-    async def _read(self) -> Run:
-        """Read once, and return the replies that are complete."""
+    async def _read(self) -> None:
+        """Read once, and put the replies that are complete on their channel."""
         try:
             octets = await self._stream.receive_some()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            return self._unreadable(error)
-        return self._received(octets)
+            self._unreadable(error)
+        else:
+            self._received(octets)
 
     def glance(self) -> None:
         """Read what has arrived, without waiting: a reply too many must not meet the next command."""
@@ -557,31 +556,26 @@ class Session:
             self._unreadable(error)
         else:
             if octets is not None:
-                self._pass_on(self._received(octets))
+                self._received(octets)
 
-    def _pass_on(self, run: Run) -> None:
-        """Put replies on their channel."""
-        if run.replies:
-            self._runs += 1
-            self._replies_in.send_nowait((run, self._connection.contents_answered))
-
-    def _unreadable(self, error: Exception) -> Run:
+    def _unreadable(self, error: Exception) -> None:
         if self.loss is None:
             self._lose(Cause.CLOSED, self._write_error or _reason(error))
             assert self.loss is not None
             self.loss.alert = alert_in(error.__cause__)
-        return SILENCE
 
-    def _received(self, octets: bytes) -> Run:
+    def _received(self, octets: bytes) -> None:
         connection = self._connection
         if self._scribe is not None or self._is_writing or self._secrets:
             connection.receive(octets)
             run = self._take_events()
         else:
             run = connection.receive_run(octets) or self._take_events()
-        if run.replies and connection.unanswered:
-            self._arm()
-        return run
+        if run.replies:
+            if connection.unanswered:
+                self._arm()
+            self._runs += 1
+            self._replies_in.send_nowait((run, connection.contents_answered))
 
     def _take_events(self) -> Run:
         """Take what was received one by one."""

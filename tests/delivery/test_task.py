@@ -564,24 +564,9 @@ async def test_a_host_that_ends_a_session_behind_mail_it_took_does_not_rest(auto
     assert hosts.made == [MX1] * 5
 
 
-async def test_a_host_that_ended_sessions_and_took_mail_since_may_do_so_again(autojump_clock):
-    busy = f"{HELLO}S: 421 4.7.28 too much of you\n" + NEXT
-    scripts = {MX1: busy * 2 + delivery(A) + NEXT + busy * 2 + delivery(B)}
-    async with scripted(scripts) as hosts:
-        async with Engine(settings(), routes=[("*", [MX1])], connector=hosts) as engine:
-            for recipient in (*"vw", A, *"xy", B):
-                await engine.submit(
-                    message(recipient if "@" in recipient else f"{recipient}@c.test")
-                )
-                outcome = await engine.outcomes.receive()
-                await trio.sleep(6)
-
-    assert told([outcome]) == delivered(B)
-    assert hosts.made == [MX1] * 6
-
-
-async def test_a_session_that_stands_ends_the_count_of_those_turned_away(autojump_clock):
-    busy = "S: 421 not now\n" + NEXT
+@pytest.mark.parametrize("start", ["", HELLO], ids=["at once", "at the first mail"])
+async def test_mail_that_is_taken_ends_the_count_of_those_turned_away(start, autojump_clock):
+    busy = f"{start}S: 421 not now\n" + NEXT
     scripts = {MX1: busy * 2 + delivery(A) + NEXT + busy * 2 + delivery(B)}
     async with scripted(scripts) as hosts:
         async with Engine(settings(), routes=[("*", [MX1])], connector=hosts) as engine:
